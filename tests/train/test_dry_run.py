@@ -18,7 +18,14 @@ from toco.train import dry_run
 from toco.train.dry_run import check_can_run
 
 BASE = replace(
-    shapes_nano.recipe(), {"backbone.depth": 3, "backbone.weights": None, "method.aux_block": 1}
+    shapes_nano.recipe(),
+    {
+        "backbone.depth": 3,
+        "backbone.weights": None,
+        "method.aux_block": 1,
+        "optim.frozen_layers": 0,
+        "optim.layer_decay": 1.0,
+    },
 )
 REFUSED = {
     "a crop as large as the view": (
@@ -134,6 +141,13 @@ def test_layer_decay_of_a_backbone_without_layers_is_refused(monkeypatch):
         check_can_run(config, BASE)
 
 
+def test_more_frozen_layers_than_the_backbone_has_is_refused():
+    check_can_run(replace(BASE, {"optim.frozen_layers": 4}))
+    config = replace(BASE, {"optim.frozen_layers": 5})
+    with pytest.raises(ValueError, match=r"(?s)be frozen.*names 4 layers.*frozen_layers=5"):
+        check_can_run(config, BASE)
+
+
 def test_a_method_that_looks_at_values_is_not_refused(monkeypatch):
     def looks(*_):
         raise RuntimeError("Tensor.tolist() cannot be called on meta tensors")
@@ -214,6 +228,7 @@ def test_configs_of_the_same_sizes_are_checked_once(monkeypatch):
         {"inference.scales": [2.0]},
         {"views.crop_size_px": 56},
         {"optim.layer_decay": 0.5},
+        {"optim.frozen_layers": 2},
     ]
     check_sizes([*same, *(replace(BASE, changes) for changes in others)], "shapes_nano", TRAIN)
     assert len(checked) == 1 + len(others)

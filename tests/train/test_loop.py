@@ -14,6 +14,7 @@ from toco.methods import _toco
 from toco.train import checkpoint
 from toco.train.averages import DivergedError
 from toco.train.loop import train
+from toco.train.parts import build_method
 from toco.train.run_folder import RunFolder
 
 
@@ -236,6 +237,27 @@ def test_a_damaged_newest_checkpoint_costs_only_itself(config, finished, tmp_pat
 def test_parts_that_do_not_fit_are_refused_before_the_run(config, changes, message):
     with pytest.raises(ValueError, match=message):
         replace(config, changes)
+
+
+def test_frozen_layers_stay_and_the_others_train_as_without(config, tmp_path):
+    short = {"num_steps": 1, "evaluate_every": 1, "optim.warmup_steps": 0}
+    plain, frozen = tmp_path / "plain", tmp_path / "frozen"
+    train(replace(config, short), plain, progress=False)
+    train(replace(config, {**short, "optim.frozen_layers": 2}), frozen, progress=False)
+    initial = build_method(config, 20).state_dict()
+    after_plain, after_frozen = (
+        {
+            name.removeprefix("model."): tensor
+            for name, tensor in tensors(run_dir, 1).items()
+            if name.startswith("model.")
+        }
+        for run_dir in (plain, frozen)
+    )
+    is_frozen = ("patch_embed.", "cls_token", "blocks.0.")
+    for name, tensor in after_frozen.items():
+        part = name.removeprefix("backbone.vit.")
+        same = initial if part.startswith(is_frozen) else after_plain
+        assert torch.equal(tensor, same[name]), name
 
 
 def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):

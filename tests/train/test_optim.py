@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from toco.train.optim import build_optimizer, fill_missing_gradients, lr_factor, set_lr
+from toco.train.optim import (
+    build_optimizer,
+    fill_missing_gradients,
+    freeze_layers,
+    lr_factor,
+    set_lr,
+)
 from toco.train.run_config import OptimConfig
 
 NUM_STEPS = 20_000
@@ -53,6 +59,21 @@ def test_layer_decay_lowers_the_rate_with_the_distance_from_the_output():
     assert rates == {id(parameter): rate for parameter, rate in expected.items()}
     names = [group["name"] for group in optimizer.param_groups]
     assert names == ["backbone"] * 3 + ["backbone_norms", "heads"]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_first_layers_are_frozen(number):
+    layers = [[torch.nn.Parameter(torch.zeros(1)) for _ in range(2)] for _ in range(3)]
+    freeze_layers(layers, OptimConfig(frozen_layers=number))
+    frozen = [not any(parameter.requires_grad for parameter in layer) for layer in layers]
+    assert frozen == [index < number for index in range(3)]
+    trainable = [all(parameter.requires_grad for parameter in layer) for layer in layers]
+    assert trainable == [index >= number for index in range(3)]
+
+
+def test_more_frozen_layers_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"frozen_layers is 4, .* names 3 layers; set it to 3"):
+        freeze_layers([[], [], []], OptimConfig(frozen_layers=4))
 
 
 def test_layer_decay_without_layers_is_refused():

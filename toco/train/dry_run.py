@@ -23,7 +23,7 @@ from toco.own_modules import place_in
 from toco.predict.inference import network_probabilities
 from toco.registry import load
 from toco.tensors import Batch
-from toco.train.optim import groups_with_rates
+from toco.train.optim import freeze_layers, groups_with_rates
 from toco.train.run_config import RunConfig
 
 MAX_SIDE_PX = 2**15
@@ -70,6 +70,11 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     part("The network cannot be built", always, lambda: methods.append(_meta_method(config)))
     (method,) = methods
     # Training, evaluation, inference.
+    part(
+        "The layers cannot be frozen",
+        ("optim.frozen_layers", *always),
+        lambda: freeze_layers(method.layers(), config.optim),
+    )
     part(
         "The learning rates cannot be set",
         ("optim.", *always),

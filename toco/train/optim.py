@@ -89,6 +89,27 @@ def groups_with_rates(
     return settings
 
 
+def freeze_layers(layers: Sequence[Sequence[nn.Parameter]], config: OptimConfig) -> None:
+    """Freeze the first ``frozen_layers`` layers of a backbone.
+
+    Args:
+        layers: Parameters of the backbone from the input to the output
+            (:meth:`toco.methods.Method.layers`).
+        config: The settings.
+
+    Raises:
+        ValueError: The backbone has fewer layers.
+    """
+    if config.frozen_layers > len(layers):
+        raise ValueError(
+            f"optim.frozen_layers is {config.frozen_layers}, but this method or backbone names "
+            f"{len(layers)} layers; set it to {len(layers)} or less."
+        )
+    for layer in layers[: config.frozen_layers]:
+        for parameter in layer:
+            parameter.requires_grad_(False)
+
+
 def set_lr(
     optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig
 ) -> None:

@@ -9,6 +9,7 @@ from toco.data.loading.loader import TrainLoader
 from toco.methods import Method
 from toco.registry import load
 from toco.train import checkpoint
+from toco.train.optim import freeze_layers
 from toco.train.run_config import RunConfig
 from toco.types import Shard
 
@@ -28,12 +29,17 @@ def build_loader(config: RunConfig, train_set: Dataset, shard: Shard = Shard()) 
 
 
 def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
-    """Build backbone and method with the run's seed and precision, on the CPU."""
+    """Build backbone and method with the run's seed, precision and frozen layers, on the CPU.
+
+    Raises:
+        ValueError: The backbone has fewer layers than are to be frozen.
+    """
     torch.manual_seed(config.seed)
     backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
     method: Method = load("toco.methods", config.method.name).build(
         config.method, backbone, num_foreground_classes
     )
+    freeze_layers(method.layers(), config.optim)
     method.autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     return method
 

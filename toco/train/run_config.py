@@ -33,6 +33,9 @@ class OptimConfig(Config):
             block has ``lr``, and the embedding counts as the block before the first. 1 is the
             official recipe. Lower values keep what pretraining taught the first blocks, as in the
             fine-tuning of BEiT and MAE.
+        frozen_layers: Number of first layers of the backbone that keep their pretrained weights. 1
+            freezes the embedding, and ``n`` the first ``n - 1`` blocks, too. A step is faster,
+            because no gradient passes through these layers.
         weight_decay: Decoupled weight decay; as officially, on norms and biases, too.
         betas: Decay rates of AdamW's moments.
         epsilon: Added to the denominator of AdamW's update.
@@ -45,6 +48,7 @@ class OptimConfig(Config):
     lr: float = Field(default=6e-5, gt=0)
     head_lr_multiplier: float = Field(default=10.0, gt=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
+    frozen_layers: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)

@@ -54,16 +54,21 @@ def check_sizes(configs: Iterable[RunConfig], recipe: str, train: str) -> None:
 
 
 def _sizes(config: RunConfig) -> Hashable:
-    # A decay of the rates is refused for backbones without layers, whatever its value.
-    return config.optim.layer_decay < 1, *(
-        (
-            path,
-            repr(
-                value > 0
-                if isinstance(value, float) and not any(part in path for part in _SIZES)
-                else value
-            ),
-        )
-        for path, value in flatten(config).items()
-        if not path.startswith(_WITHOUT_SIZE)
+    # A decay of the rates is refused for backbones without layers, whatever its value. Frozen
+    # layers are refused where the backbone has fewer.
+    return (
+        config.optim.layer_decay < 1,
+        config.optim.frozen_layers,
+        *(
+            (
+                path,
+                repr(
+                    value > 0
+                    if isinstance(value, float) and not any(part in path for part in _SIZES)
+                    else value
+                ),
+            )
+            for path, value in flatten(config).items()
+            if not path.startswith(_WITHOUT_SIZE)
+        ),
     )
