@@ -89,6 +89,11 @@ def prepare(setting: Setting) -> Prepared:
         "device": setting.device,
         "precision": setting.precision,
         "views.crop_size_px": setting.size_px,
+        # So that the steps of all backbones compare: all layers train, and both contrasts act.
+        "optim.layer_decay": 1.0,
+        "optim.frozen_layers": 0,
+        "method.ptc.start_step": 0,
+        "method.ctc.start_step": 0,
     }
     without_energy = {} if setting.energy else {"method.energy.weight": 0}
     config = replace(recipe_of(setting.backbone), changes | without_energy).resolved()

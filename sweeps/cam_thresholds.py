@@ -23,6 +23,10 @@ With ``voc_deit_b``: 3.7 hours on two A100 for each training, with the seeds 0, 
 and 0.5 for the evaluation.
 """
 
+from __future__ import annotations
+
+import dataclasses
+
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Grid, OneFactor, SideBySide
 from sweeps.core.design.factors import Factor
@@ -30,16 +34,23 @@ from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
 from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 
-STUDY = Study(
-    name="cam_thresholds",
-    title="Thresholds of the CAM in training (low x high) and in the evaluation",
-    recipe="shapes_nano",
-    design=SideBySide(
+LOW, HIGH = "method.low_threshold", "method.high_threshold"
+# The thresholds of the recipe ``shapes_nano``.
+NANO_LOW, NANO_HIGH = 0.4, 0.65
+
+
+def design(low: float, high: float) -> SideBySide:
+    """Make the grid of these thresholds, 0.1 less and 0.1 more, beside the evaluation's threshold.
+
+    >>> [factor.values for factor in design(0.25, 0.7).designs[0].factors]
+    [(0.15, 0.25, 0.35), (0.6, 0.7, 0.8)]
+    """
+    return SideBySide(
         (
             Grid(
                 (
-                    Factor("method.low_threshold", (0.15, 0.25, 0.35), 0.25, title="low"),
-                    Factor("method.high_threshold", (0.6, 0.7, 0.8), 0.7, title="high"),
+                    Factor(LOW, _around(low), low, title="low"),
+                    Factor(HIGH, _around(high), high, title="high"),
                 )
             ),
             OneFactor(
@@ -53,13 +64,30 @@ STUDY = Study(
                 )
             ),
         )
-    ),
+    )
+
+
+def _around(threshold: float) -> tuple[float, ...]:
+    return tuple(round(threshold + change, 4) for change in (-0.1, 0, 0.1))
+
+
+STUDY = Study(
+    name="cam_thresholds",
+    title="Thresholds of the CAM in training (low x high) and in the evaluation",
+    recipe="shapes_nano",
+    design=design(NANO_LOW, NANO_HIGH),
     seeds=Sequential(),
     metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )
 
-main = study_command(STUDY, __doc__)
+
+def for_recipe(study: Study) -> Study:
+    """Centre the study on the thresholds of its recipe."""
+    return dataclasses.replace(study, design=design(study.value(LOW), study.value(HIGH)))
+
+
+main = study_command(STUDY, __doc__, adapt=for_recipe)
 
 if __name__ == "__main__":
     main()

@@ -30,7 +30,7 @@ from sweeps.core.design.study import Metric, Study
 
 PTC, CTC = "method.ptc.weight", "method.ctc.weight"
 # The weights of the recipe ``shapes_nano``.
-NANO_PTC, NANO_CTC = 8.0, 0.1
+NANO_PTC, NANO_CTC = 20.0, 0.1
 
 
 def design(ptc: float, ctc: float) -> Grid:

@@ -9,8 +9,8 @@ two cores. The first trial has the recipe's own values. A larger ``--trials`` co
 search.
 
 At a rung, trials that are not in the better half are stopped. The segmentation loss starts at step
-80 of 160; rungs lie where it has acted for one and for two intervals between evaluations (steps 100
-and 120).
+180 of 360. Rungs lie where it has acted for one and for two intervals between evaluations, at the
+steps 225 and 270.
 
 The time of a step includes the effect of everything else that runs on the machine. It is rounded to
 steps of 10 %, and is only meaningful on a machine without other work.
@@ -69,7 +69,7 @@ def space(
     shift = PAPER_DEPTH - depth
     return {
         **weight_space,
-        "method.low_threshold": FloatDistribution(0.1, 0.4),
+        "method.low_threshold": FloatDistribution(0.1, 0.5),
         "method.high_threshold": FloatDistribution(0.5, 0.85),
         AUX_BLOCK: IntDistribution(min(PAPER_BLOCKS) - shift, max(PAPER_BLOCKS) - shift),
         "method.num_local_crops": CategoricalDistribution(

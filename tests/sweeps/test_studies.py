@@ -206,8 +206,18 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
     assert everything.config == load("toco.recipes", "shapes_nano").recipe()
 
 
-def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_training():
-    plan = dataclasses.replace(cam_thresholds.STUDY, seeds=(0, 1, 2)).resolve()
+@pytest.mark.parametrize(
+    ("recipe", "lows", "highs"),
+    [
+        ("shapes_nano", (0.3, 0.4, 0.5), (0.55, 0.65, 0.75)),
+        ("voc_deit_b", (0.15, 0.25, 0.35), (0.6, 0.7, 0.8)),
+    ],
+)
+def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_training(
+    recipe, lows, highs
+):
+    study = dataclasses.replace(cam_thresholds.STUDY, recipe=recipe, seeds=(0, 1, 2))
+    plan = cam_thresholds.for_recipe(study).resolve()
     trained = [
         config.model_dump(exclude={"evaluate"}, mode="json")
         for config in (t.config for t in plan.trials)
@@ -220,8 +230,8 @@ def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_t
         )
     )
     assert grid == [
-        *((low, high) for low in (0.15, 0.25, 0.35) for high in (0.6, 0.7, 0.8)),
-        *[(0.25, 0.7)] * 5,
+        *((low, high) for low in lows for high in highs),
+        *[(lows[1], highs[1])] * 5,
     ]
     assert varied(plan, "evaluate.background_threshold") == [*[0.5] * 9, 0.3, 0.4, 0.6, 0.7, 0.5]
     bases = [row.cell for row in plan.rows if row.role == "base"]
@@ -229,7 +239,7 @@ def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_t
 
 
 @pytest.mark.parametrize(
-    ("recipe", "ptc", "ctc"), [("shapes_nano", 8.0, 0.1), ("voc_deit_b", 0.2, 0.5)]
+    ("recipe", "ptc", "ctc"), [("shapes_nano", 20.0, 0.1), ("voc_deit_b", 0.2, 0.5)]
 )
 def test_loss_weights_are_half_once_and_twice_those_of_the_recipe(recipe, ptc, ctc):
     plan = loss_weights.for_recipe(dataclasses.replace(loss_weights.STUDY, recipe=recipe)).resolve()

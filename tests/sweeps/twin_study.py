@@ -44,6 +44,8 @@ STUDY = dataclasses.replace(
         "evaluate_every": 3,
         "log_every": 1,
         "optim.warmup_steps": 1,
+        "method.ptc.start_step": 0,
+        "method.ctc.start_step": 0,
         "method.segmentation.start_step": 3,
         "method.energy.start_step": 3,
         "evaluate.num_pictures": 0,

@@ -1,15 +1,27 @@
 """Pretrain the nano ViT on generated scenes, as an ImageNet ViT is pretrained for VOC.
 
-A ViT pretrained on ImageNet has two properties that matter to weak supervision. The patch tokens of
-its middle blocks are local and predict the class of their patch. Those of its last blocks are
-over-smoothed: nearly the same for all patches. A nano ViT after a brief training has neither
-property; with the class token alone supervised, its last block's patch similarity stays near 0.5.
-Three losses therefore train for both properties, by image-level labels only and without masks:
+A ViT pretrained on ImageNet has three properties that matter to weak supervision. Patch tokens of
+its first blocks tell what their patch looks like, and little of the class. Those of its middle
+blocks are local and predict the class of their patch. Those of its last blocks are over-smoothed:
+nearly the same for all patches. A nano ViT after a brief training has none of these properties.
 
-- the class token predicts the classes in the image;
-- so does the maximum over the patch tokens of one middle block (the *local* block);
-- so does every single patch token of the last blocks (the *smooth* blocks), so that they become
-  alike.
+This pretraining therefore asks for them, by image-level labels only and without masks. Its blocks
+form stages (``stage_ends``), and each stage learns from its own tasks alone: no gradient passes
+from a stage to the one before it.
+
+1. Patch tokens of the first stage reconstruct the pixels of their patch.
+2. Patch tokens of the second stage predict the classes in the image: by groups of classes first,
+   then each class. A prediction pools each channel's highest patches, so that tokens stay local.
+3. The class token predicts the classes in the image. Patch tokens of a block of the third stage
+   become alike (their similarity is maximised), and each of these tokens predicts the classes in
+   the whole image, too.
+
+Every task has a weight or a list that can be empty, and ``stage_ends=[]`` lets all gradients
+through, so that each choice has a control.
+Some scenes show no object, so that tokens of the background learn to predict nothing.
+
+Source of learning in stages: Belilovsky et al., "Greedy layerwise learning can scale to ImageNet",
+ICML 2019.
 """
 
 from __future__ import annotations
@@ -17,6 +29,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,43 +56,96 @@ _MAX_GRADIENT_NORM = 1.0
 """The usual clipping of ViT pretraining."""
 
 
+class BlockTask(Config):
+    """A loss of the patch tokens after a block.
+
+    Attributes:
+        block: 0-based block.
+        weight: Weight of the loss.
+    """
+
+    block: int = Field(ge=0)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class LabelTask(BlockTask):
+    """What the patch tokens of a block predict together.
+
+    Attributes:
+        num_groups: Class ``c`` belongs to group ``c % num_groups``, and the tokens predict the
+            groups in the image. 2 groups are the patterns of the parts (stripes, checks), 4 are the
+            outlines of the bodies, 8 are the classes.
+        num_patches: Each channel's mean over its highest ``num_patches`` patches makes the
+            prediction. One patch is max pooling, which the most telling patch of an object
+            satisfies; more patches ask for more of the object.
+    """
+
+    num_groups: int = Field(default=8, gt=0)
+    num_patches: int = Field(default=1, gt=0)
+
+
 class PretrainConfig(Config):
     """Settings of a pretraining.
 
     Attributes:
         backbone: The ViT, from random weights.
         scene: Content of the scenes. More parts are hidden than in the benchmark, so that the ViT
-            learns the bodies, too; backgrounds tell less of the class.
+            learns the bodies, too; backgrounds tell less of the class; some scenes have no object.
         num_classes: Foreground classes.
         num_steps: Optimizer updates.
         batch_size: Scenes per update; every scene is used once.
         lr: Peak learning rate, after ``warmup_steps``; it falls to 0 as half a cosine.
         weight_decay: Weight decay of AdamW, on every parameter.
-        local_block: 0-based block whose maximum over patch tokens predicts the labels.
-        smooth_weights: Weights of the loss over single patch tokens, for the last block, the one
-            before it, ...
+        stage_ends: 0-based last blocks of the stages before the last one; a stage gets no gradient
+            from later ones.
+        class_weight: Weight of the class token's loss.
+        pixel_tasks: Blocks whose patch tokens reconstruct the pixels of their patch.
+        label_tasks: Blocks whose patch tokens predict the classes in the image.
+        smooth_tasks: Blocks whose patch tokens become alike.
+        mixing_tasks: Blocks whose patch tokens each predict the classes in the whole image, so that
+            a token of the background tells them, too.
         seed: Seed of the scenes and of the initial weights.
     """
 
     backbone: vit_nano.Config = vit_nano.Config(weights=None)
-    scene: SceneConfig = SceneConfig(context_percent=25, hidden_part_percent=50)
+    scene: SceneConfig = SceneConfig(
+        num_objects=(0, 3), context_percent=25, hidden_part_percent=50, num_decoys=(0, 2)
+    )
     num_classes: int = Field(default=8, gt=0)
-    num_steps: int = Field(default=700, gt=0)
+    num_steps: int = Field(default=1000, gt=0)
     batch_size: int = Field(default=48, gt=0)
     lr: float = Field(default=1.5e-3, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    local_block: int = Field(default=9, ge=0)
-    smooth_weights: tuple[float, ...] = (1.0, 1.0)
+    stage_ends: tuple[int, ...] = (7, 9)
+    class_weight: float = Field(default=2.0, gt=0)
+    pixel_tasks: tuple[BlockTask, ...] = (BlockTask(block=7),)
+    label_tasks: tuple[LabelTask, ...] = (
+        LabelTask(block=8, num_groups=2, weight=0.5),
+        LabelTask(block=9, num_groups=8, num_patches=10, weight=3.0),
+    )
+    smooth_tasks: tuple[BlockTask, ...] = (BlockTask(block=10, weight=1.5),)
+    mixing_tasks: tuple[BlockTask, ...] = (BlockTask(block=10, weight=0.1),)
     seed: int = Field(default=9000, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> PretrainConfig:
         depth = self.backbone.depth
-        if self.local_block >= depth or len(self.smooth_weights) > depth:
+        tasks = (*self.pixel_tasks, *self.label_tasks, *self.smooth_tasks, *self.mixing_tasks)
+        blocks = [*self.stage_ends, *(task.block for task in tasks)]
+        if not all(0 <= block < depth for block in blocks):
             raise ValueError(
-                f"local_block and smooth_weights reach beyond the {depth} blocks of the backbone"
+                f"stage_ends and tasks name the blocks {sorted(set(blocks))}; expected blocks of "
+                f"the backbone, 0 to {depth - 1}"
             )
+        num_patches = (self.backbone.image_size_px // self.backbone.patch_size_px) ** 2
+        for task in self.label_tasks:
+            if task.num_groups > self.num_classes or task.num_patches > num_patches:
+                raise ValueError(
+                    f"a task of block {task.block} has {task.num_groups} groups and "
+                    f"{task.num_patches} patches; expected at most num_classes "
+                    f"{self.num_classes} and {num_patches}"
+                )
         if self.backbone.weights is not None:
             raise ValueError(
                 "a pretraining starts from random weights: set backbone.weights to null"
@@ -127,8 +193,9 @@ def pretrain(
     correct: list[float] = []
     for step in steps:
         images, labels = draw_batch(config, step)
-        output = model(normalise(images))
-        loss = pretraining_loss(output, labels, config)
+        images = normalise(images)
+        output = model(images)
+        loss = pretraining_loss(output, images, labels, config)
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -139,7 +206,7 @@ def pretrain(
     result = PretrainResult(
         weights,
         _recent_mean(correct),
-        [patch_similarity(t).mean().item() for t in output.block_tokens],
+        [patch_similarity(t.detach()).mean().item() for t in output.block_tokens],
     )
     _write(config, model.backbone.vit, result, command)
     return result
@@ -151,14 +218,16 @@ class PretrainOutput:
 
     Attributes:
         class_logits: Logits from the class token.
-        local_logits: Logits from the maximum over the patch tokens of the local block.
-        smooth_logits: Logits from every patch token of the last block, the one before it, ...
-        block_tokens: Patch tokens after every block, the last after the final norm; detached.
+        pixels: Reconstructed pixels of every patch, for each of ``pixel_tasks``.
+        label_logits: Logits of the groups, for each of ``label_tasks``.
+        token_logits: Logits of every patch token, for each of ``mixing_tasks``.
+        block_tokens: Patch tokens after every block, the last after the final norm.
     """
 
     class_logits: Float[Tensor, "b k"]
-    local_logits: Float[Tensor, "b k"]
-    smooth_logits: list[Float[Tensor, "b n k"]]
+    pixels: list[Float[Tensor, "b n pixels"]]
+    label_logits: list[Float[Tensor, "b _"]]
+    token_logits: list[Float[Tensor, "b n k"]]
     block_tokens: list[Float[Tensor, "b n c"]]
 
 
@@ -171,45 +240,95 @@ class Pretraining(nn.Module):
         # Position embeddings are frozen in trainings, as in the official encoder. Pretraining
         # learns them.
         self.backbone.vit.pos_embed.requires_grad_(True)
-        width, num_classes = config.backbone.width, config.num_classes
-        self.local_block = config.local_block
-        self.class_head = nn.Linear(width, num_classes)
-        self.local_head = nn.Linear(width, num_classes)
-        # The last block's tokens come from the final norm; the heads of earlier blocks have a norm.
-        self.smooth_heads = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width) if before_last else nn.Identity(), nn.Linear(width, num_classes)
-            )
-            for before_last in range(len(config.smooth_weights))
+        width, num_pixels = config.backbone.width, 3 * config.backbone.patch_size_px**2
+        self.config = config
+        self.class_head = nn.Linear(width, config.num_classes)
+        self.pixel_heads = nn.ModuleList(nn.Linear(width, num_pixels) for _ in config.pixel_tasks)
+        self.label_heads = nn.ModuleList(
+            nn.Linear(width, task.num_groups) for task in config.label_tasks
         )
+        self.mixing_heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.num_classes))
+            for _ in config.mixing_tasks
+        )
+        self._tokens: list[Tensor] = []
+        for index, block in enumerate(self.backbone.vit.blocks):
+            block.register_forward_hook(partial(self._after_block, index))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> PretrainOutput:
-        """Predict the labels from the class token, the local block and the smooth blocks."""
-        final, blocks = self.backbone.vit.forward_intermediates(
-            self.backbone.renormalise(images), output_fmt="NLC"
-        )
+        """Predict from the class token and from the patch tokens of the blocks with a task."""
+        self._tokens.clear()
+        final = self.backbone.vit.forward_features(self.backbone.renormalise(images))
+        blocks = [tokens[:, 1:] for tokens in self._tokens]
         blocks[-1] = final[:, 1:]
+        self._tokens.clear()
+        pixel_tasks = zip(self.pixel_heads, self.config.pixel_tasks, strict=True)
+        label_tasks = zip(self.label_heads, self.config.label_tasks, strict=True)
+        mixing_tasks = zip(self.mixing_heads, self.config.mixing_tasks, strict=True)
         return PretrainOutput(
             class_logits=self.class_head(final[:, 0]),
-            local_logits=self.local_head(blocks[self.local_block].amax(dim=1)),
-            smooth_logits=[
-                head(blocks[-1 - index]) for index, head in enumerate(self.smooth_heads)
+            pixels=[head(blocks[task.block]) for head, task in pixel_tasks],
+            label_logits=[
+                head(mean_of_highest(blocks[task.block], task.num_patches))
+                for head, task in label_tasks
             ],
-            block_tokens=[tokens.detach() for tokens in blocks],
+            token_logits=[head(blocks[task.block]) for head, task in mixing_tasks],
+            block_tokens=blocks,
         )
+
+    def _after_block(self, index: int, _: nn.Module, __: object, tokens: Tensor) -> Tensor:
+        """Keep the tokens for the tasks; the next stage gets them without a gradient."""
+        self._tokens.append(tokens)
+        return tokens.detach() if index in self.config.stage_ends else tokens
 
 
 def pretraining_loss(
-    output: PretrainOutput, labels: Float[Tensor, "b k"], config: PretrainConfig
+    output: PretrainOutput,
+    images: Float[Tensor, "b 3 h w"],
+    labels: Float[Tensor, "b k"],
+    config: PretrainConfig,
 ) -> Float[Tensor, ""]:
-    """Sum the binary cross-entropies of all predictions, those of smooth blocks weighted."""
-    loss = F.binary_cross_entropy_with_logits(output.class_logits, labels)
-    loss = loss + F.binary_cross_entropy_with_logits(output.local_logits, labels)
-    for weight, logits in zip(config.smooth_weights, output.smooth_logits, strict=True):
-        loss = loss + weight * F.binary_cross_entropy_with_logits(
+    """Sum the weighted losses of all tasks.
+
+    They are binary cross-entropies of labels, mean squared errors of normalised pixels, and 1 minus
+    the mean pairwise cosine of patch tokens (:func:`toco.metrics.smoothness.patch_similarity`).
+    """
+    loss = config.class_weight * F.binary_cross_entropy_with_logits(output.class_logits, labels)
+    patches = patches_of(images, config.backbone.patch_size_px)
+    for task, pixels in zip(config.pixel_tasks, output.pixels, strict=True):
+        loss = loss + task.weight * F.mse_loss(pixels, patches)
+    for label_task, logits in zip(config.label_tasks, output.label_logits, strict=True):
+        loss = loss + label_task.weight * F.binary_cross_entropy_with_logits(
+            logits, group_labels(labels, label_task.num_groups)
+        )
+    for task in config.smooth_tasks:
+        similarity = patch_similarity(output.block_tokens[task.block]).mean()
+        loss = loss + task.weight * (1 - similarity)
+    for task, logits in zip(config.mixing_tasks, output.token_logits, strict=True):
+        loss = loss + task.weight * F.binary_cross_entropy_with_logits(
             logits, labels[:, None].expand_as(logits)
         )
     return loss
+
+
+def patches_of(images: Float[Tensor, "b 3 h w"], patch_size_px: int) -> Float[Tensor, "b n pixels"]:
+    """Cut images into their patches, row by row; each becomes a vector."""
+    return F.unfold(images, patch_size_px, stride=patch_size_px).transpose(1, 2)
+
+
+def mean_of_highest(tokens: Float[Tensor, "b n c"], num_patches: int) -> Float[Tensor, "b c"]:
+    """Mean of every channel over its highest ``num_patches`` patches."""
+    return tokens.topk(num_patches, dim=1).values.mean(dim=1)
+
+
+def group_labels(labels: Float[Tensor, "b k"], num_groups: int) -> Float[Tensor, "b groups"]:
+    """Whether an image has a class of each group.
+
+    >>> group_labels(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), 2)
+    tensor([[0., 1.]])
+    """
+    groups = [labels[:, group::num_groups].amax(dim=1) for group in range(num_groups)]
+    return torch.stack(groups, dim=1)
 
 
 def draw_batch(

@@ -32,6 +32,8 @@ STUDY = SearchStudy(
         "num_steps": 20,
         "evaluate_every": 5,
         "optim.warmup_steps": 0,
+        "method.ptc.start_step": 0,
+        "method.ctc.start_step": 0,
         "method.segmentation.start_step": 3,
         "method.energy.start_step": 3,
     },

@@ -53,8 +53,8 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
     first, failed, leased, begun, missing = capsys.readouterr().out.splitlines()
     assert first == "Fake trainings: 1 of 4 trials has ended."
     assert failed == "  #8, seed 1: failed once: MemoryError: none left"
-    assert leased.startswith("  #10, seed 0: step 0 of 160, the study other on ")
-    assert begun == "  #10, seed 1: step 5 of 160, no driver runs it"
+    assert leased.startswith("  #10, seed 0: step 0 of 360, the study other on ")
+    assert begun == "  #10, seed 1: step 5 of 360, no driver runs it"
     assert missing == "Missing: 1 failed, 1 leased by a running driver, 1 begun."
     ledger.add_failure(keys["#8, seed 1"], "KeyError: 'x'", "Traceback")
     status.print_status(STUDY, Launch(tmp_path))

@@ -24,7 +24,15 @@ from tests.sweeps.core.entries import amend_entry, make_entry
 from toco.config import replace
 from toco.registry import load
 
-NANO = load("toco.recipes", "shapes_nano").recipe()
+NANO = replace(
+    load("toco.recipes", "shapes_nano").recipe(),
+    {
+        "num_steps": 160,
+        "evaluate_every": 80,
+        "method.segmentation.start_step": 80,
+        "method.energy.start_step": 80,
+    },
+)
 OTHER = replace(NANO, {"method.local_crop_size_px": 16})
 COST = Cost(
     NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7

@@ -7,7 +7,16 @@ from sweeps.core.plan.probe import COSTS_MODEL, Cost, Phase, ProbeError, evaluat
 from toco.config import replace
 from toco.registry import load
 
-NANO = load("toco.recipes", "shapes_nano").recipe()
+NANO = replace(
+    load("toco.recipes", "shapes_nano").recipe(),
+    {
+        "num_steps": 160,
+        "evaluate_every": 80,
+        "method.segmentation.start_step": 80,
+        "method.energy.start_step": 80,
+    },
+)
+SHORT = {"optim.warmup_steps": 0}
 COST = Cost(
     NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7
 )
@@ -96,11 +105,18 @@ def test_a_probe_that_takes_too_long_is_ended():
 @pytest.mark.slow
 def test_a_real_probe_finds_the_phases_and_the_sizes():
     small = replace(
-        NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 10}
+        NANO,
+        {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 10} | SHORT,
     )
     small = replace(
         small,
-        {"method.segmentation.start_step": 13, "method.energy.start_step": 13, "batch_size": 2},
+        {
+            "method.ptc.start_step": 0,
+            "method.ctc.start_step": 0,
+            "method.segmentation.start_step": 13,
+            "method.energy.start_step": 13,
+            "batch_size": 2,
+        },
     )
     other = replace(small, {"method.segmentation.weight": 0, "method.energy.weight": 0})
     costs = probe([small, replace(small, {"seed": 5}), other], budget_s=1000)
@@ -121,7 +137,7 @@ def test_a_real_probe_finds_the_phases_and_the_sizes():
 @pytest.mark.slow
 def test_with_no_time_left_only_the_first_is_probed():
     small = replace(
-        NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 12, "batch_size": 2}
+        NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 12, "batch_size": 2} | SHORT
     )
     costs = probe([small, replace(small, {"method.temperature": 0.3})], budget_s=0)
     assert [cost.config for cost in costs] == [small.resolved()]

@@ -28,7 +28,12 @@ STUDY = SearchStudy(
         Objective("val/seg_miou", "seg"),
         Objective("step_time_s", "cost", higher_is_better=False),
     ),
-    changes={"evaluate_every": 20},
+    changes={
+        "num_steps": 160,
+        "evaluate_every": 20,
+        "method.segmentation.start_step": 80,
+        "method.energy.start_step": 80,
+    },
 )
 PLAN = STUDY.resolve()
 
@@ -80,7 +85,7 @@ def test_the_proposals_are_those_of_an_uninterrupted_search(tmp_path):
     whole = run(tmp_path / "whole.jsonl", values, again=False)
     assert run(tmp_path / "lost.jsonl", values, again=True) == whole
     # The first has the recipe's own values, and none is proposed twice.
-    assert whole[0] == {"method.ptc.weight": 8.0, "method.ctc.weight": 0.1}
+    assert whole[0] == {"method.ptc.weight": 20.0, "method.ctc.weight": 0.1}
     assert len({tuple(params.values()) for params in whole}) == len(whole) == 6
 
 
