@@ -1,6 +1,6 @@
 """Make the pictures of the README: python docs/make_pictures.py STORAGE, or make pictures.
 
-STORAGE holds the finished study ``table5``. Two more trainings of about a minute, with and without
+STORAGE holds the finished study ``table5``. Two more trainings of half a minute, with and without
 patch token contrast (PTC), go below STORAGE/pictures; finished ones are not repeated. Chromium
 draws the pages.
 """

@@ -8,14 +8,10 @@ so the value of its column means nothing. The same holds for the decoder in the 
 segmentation loss.
 
 Default: the embedded benchmark. 6 rows and the A/A row (the first row again with other seeds); four
-claims of the paper are tested after 3, 5, 7 and 10 seeds. These are 21 to 56 trainings of at most a
-minute on one core, about 9 minutes on two cores for the first 21.
+claims of the paper are tested after 3, 5, 7 and 10 seeds. These are 21 to 56 trainings of at most
+half a minute on one core, about 6 minutes on two cores for the first 21.
 
-Expected on the embedded benchmark, after 51 trainings (mIoU in percent, mean of 3, 5, 10, 10, 10
-and 10 seeds whose standard deviation is 3 to 4): CAM 44.5, 39.9, 57.3, 56.5, 56.6, 56.6 from the
-first row to the last, auxiliary CAM 50.6, 58.8, 58.1, 58.4, 58.5 from the second row on,
-segmentation 53.7 and 53.7 in the last two. PTC raises the CAM by 17.7 points, which is decided
-after 5 seeds (p = 0.018). The other three claims are not decidable with 10 seeds.
+Expected on the embedded benchmark: not measured yet on its present scenes and weights.
 
 With ``voc_deit_b``, the paper's own setting: at most 3.7 hours on two A100 for each training. The
 seeds are 0, 1, 2 unless ``--sequential`` is given. Expected there (mIoU in percent on VOC val): CAM

@@ -246,18 +246,40 @@ def test_frozen_layers_stay_and_the_others_train_as_without(config, tmp_path):
     train(replace(config, {**short, "optim.frozen_layers": 2}), frozen, progress=False)
     initial = build_method(config, 20).state_dict()
     after_plain, after_frozen = (
-        {
-            name.removeprefix("model."): tensor
-            for name, tensor in tensors(run_dir, 1).items()
-            if name.startswith("model.")
-        }
+        checkpoint.read(run_dir / "checkpoints" / checkpoint.folder_name(1))
         for run_dir in (plain, frozen)
     )
-    is_frozen = ("patch_embed.", "cls_token", "blocks.0.")
-    for name, tensor in after_frozen.items():
-        part = name.removeprefix("backbone.vit.")
-        same = initial if part.startswith(is_frozen) else after_plain
-        assert torch.equal(tensor, same[name]), name
+    tensors_plain, tensors_frozen = after_plain.part("model"), after_frozen.part("model")
+    first_layers = {
+        name
+        for name, parameter in build_method(config, 20).named_parameters()
+        if parameter.requires_grad
+        and name.startswith(
+            ("backbone.vit.patch_embed.", "backbone.vit.cls_token", "backbone.vit.blocks.0.")
+        )
+    }
+    assert len(first_layers) == 2 + 1 + 12
+    for name, tensor in tensors_frozen.items():
+        expected = initial if name in first_layers else tensors_plain
+        assert torch.equal(tensor, expected[name]), name
+    # Without freezing they train, and a frozen one has no moments.
+    assert not any(torch.equal(tensors_plain[name], initial[name]) for name in first_layers)
+    moments = "optimizer/exp_avg"
+    num_moments = [
+        sum(moments in name for name in saved.tensors) for saved in (after_plain, after_frozen)
+    ]
+    assert num_moments[0] - num_moments[1] == 2 * len(first_layers)
+
+
+def test_a_run_with_frozen_layers_resumes_bit_for_bit(config, tmp_path):
+    frozen = replace(config, {"optim.frozen_layers": 2})
+    train(frozen, tmp_path / "whole", progress=False)
+    with pytest.raises(CrashError):
+        train(frozen, tmp_path / "again", progress=False, observer=InterruptAt(4))
+    train(frozen, tmp_path / "again", progress=False, resume=True)
+    whole, again = tensors(tmp_path / "whole", 6), tensors(tmp_path / "again", 6)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):

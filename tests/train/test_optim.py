@@ -72,8 +72,10 @@ def test_the_first_layers_are_frozen(number):
 
 
 def test_more_frozen_layers_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"frozen_layers is 4, .* names 3 layers; set it to 3"):
+    with pytest.raises(ValueError, match=r"frozen_layers is 4, .* names 3 layers; expected 0 to 3"):
         freeze_layers([[], [], []], OptimConfig(frozen_layers=4))
+    with pytest.raises(ValueError, match=r"frozen_layers is 1, .* names 0 layers; expected 0 to 0"):
+        freeze_layers([], OptimConfig(frozen_layers=1))
 
 
 def test_layer_decay_without_layers_is_refused():

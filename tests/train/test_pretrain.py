@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from toco.backbones import vit_nano
+from toco.data.shapes import draw_scene
 from toco.metrics.smoothness import patch_similarity
 from toco.train.pretrain import (
     BlockTask,
@@ -24,18 +25,18 @@ from toco.train.pretrain import (
 )
 
 TINY = PretrainConfig(
-    backbone=vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None),
+    backbone=vit_nano.Config(width=16, depth=5, num_heads=2, image_size_px=32, weights=None),
     num_steps=3,
     batch_size=4,
     warmup_steps=1,
-    stage_ends=(0, 1),
+    stage_ends=(0, 2),
     pixel_tasks=(BlockTask(block=0),),
     label_tasks=(
-        LabelTask(block=0, num_groups=2),
-        LabelTask(block=1, num_groups=8, num_patches=3),
+        LabelTask(block=1, num_groups=2),
+        LabelTask(block=2, num_groups=8, num_patches=3),
     ),
-    smooth_tasks=(BlockTask(block=2),),
-    mixing_tasks=(BlockTask(block=2),),
+    smooth_tasks=(BlockTask(block=3),),
+    mixing_tasks=(BlockTask(block=3),),
 )
 
 
@@ -67,12 +68,26 @@ def test_tokens_are_those_of_the_backbone() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_the_class_token_makes_the_logits() -> None:
+    model = Pretraining(TINY)
+    images = torch.randn(2, 3, 32, 32)
+    final = model.backbone.vit.forward_features(model.backbone.renormalise(images))
+    expected = model.class_head(final[:, 0])
+    torch.testing.assert_close(model(images).class_logits, expected)
+
+
 def test_batches_are_new_at_every_step_and_show_what_their_labels_say() -> None:
     images, labels = draw_batch(TINY, 0)
     assert images.shape == (4, 3, 32, 32)
     assert labels.shape == (4, 8)
     assert not torch.equal(images, draw_batch(TINY, 1)[0])
     torch.testing.assert_close(images, draw_batch(TINY, 0)[0])
+    images, labels = draw_batch(TINY, 2)
+    for index in range(4):
+        scene = draw_scene((TINY.seed, 2, 8 + index), 32, 8, TINY.scene)
+        assert images[index].permute(1, 2, 0).numpy().tolist() == scene.image.tolist()
+        present = {label for label in range(1, 9) if (scene.mask == label).any()}
+        assert set((labels[index].nonzero().flatten() + 1).tolist()) == present
 
 
 def test_some_scenes_show_no_object() -> None:
@@ -90,6 +105,9 @@ def test_predictions_pool_the_highest_patches_of_a_block() -> None:
         pooled = tokens[:, : task.num_patches].mean(dim=1)
         expected = model.label_heads[index](pooled)
         torch.testing.assert_close(output.label_logits[index], expected)
+    torch.testing.assert_close(
+        output.token_logits[0], model.mixing_heads[0](output.block_tokens[3])
+    )
     tokens = torch.tensor([[[1.0, 9.0], [2.0, 8.0], [6.0, 1.0]]])
     assert mean_of_highest(tokens, 1).tolist() == [[6.0, 9.0]]
     assert mean_of_highest(tokens, 2).tolist() == [[4.0, 8.5]]
@@ -123,7 +141,7 @@ def test_loss_is_the_weighted_sum_over_tasks() -> None:
                 LabelTask(block=1, num_groups=8, weight=3.0),
             ),
             "smooth_tasks": (BlockTask(block=1, weight=4.0),),
-            "mixing_tasks": (BlockTask(block=1, weight=0.3),),
+            "mixing_tasks": (BlockTask(block=2, weight=0.3),),
         }
     )
     certain, unsure = 100 * labels - 50, torch.zeros(1, 8)
@@ -143,7 +161,7 @@ def test_loss_is_the_weighted_sum_over_tasks() -> None:
         tokens=alike,
         token_logits=each_certain,
     ):
-        blocks = [torch.randn(1, 16, 5), tokens]
+        blocks = [torch.randn(1, 16, 5), tokens, torch.randn(1, 16, 5)]
         output = PretrainOutput(class_logits, [pixels], list(label_logits), [token_logits], blocks)
         return pretraining_loss(output, images, labels, config).item()
 
@@ -167,17 +185,22 @@ def gradients_by_block(config, pick):
 
 
 def test_a_stage_gets_no_gradient_from_later_ones() -> None:
-    assert gradients_by_block(TINY, lambda out: out.pixels[0]) == [True, False, False]
-    assert gradients_by_block(TINY, lambda out: out.label_logits[1]) == [False, True, False]
-    assert gradients_by_block(TINY, lambda out: out.class_logits) == [False, False, True]
-    assert gradients_by_block(TINY, lambda out: out.token_logits[0]) == [False, False, True]
+    third_stage = [False, False, False, True, True]
+    assert gradients_by_block(TINY, lambda out: out.pixels[0]) == [True] + [False] * 4
+    assert gradients_by_block(TINY, lambda out: out.label_logits[0]) == [False, True] + [False] * 3
+    # Within a stage gradients pass from block to block.
+    second_stage = [False, True, True, False, False]
+    assert gradients_by_block(TINY, lambda out: out.label_logits[1]) == second_stage
+    assert gradients_by_block(TINY, lambda out: out.class_logits) == third_stage
+    block_3 = [False, False, False, True, False]
+    assert gradients_by_block(TINY, lambda out: out.token_logits[0]) == block_3
 
     def similarity(output):
-        return patch_similarity(output.block_tokens[2])
+        return patch_similarity(output.block_tokens[3])
 
-    assert gradients_by_block(TINY, similarity) == [False, False, True]
+    assert gradients_by_block(TINY, similarity) == block_3
     control = TINY.model_copy(update={"stage_ends": ()})
-    assert gradients_by_block(control, lambda out: out.class_logits) == [True, True, True]
+    assert gradients_by_block(control, lambda out: out.class_logits) == [True] * 5
 
 
 def test_learning_rate_rises_and_falls() -> None:
@@ -204,15 +227,18 @@ def test_shipped_weights_are_those_described() -> None:
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     for parts in (
-        {"label_tasks": (LabelTask(block=3),)},
-        {"pixel_tasks": (BlockTask(block=3),)},
-        {"smooth_tasks": (BlockTask(block=3),)},
-        {"mixing_tasks": (BlockTask(block=3),)},
-        {"stage_ends": (3,)},
+        {"label_tasks": (LabelTask(block=5),)},
+        {"pixel_tasks": (BlockTask(block=5),)},
+        {"smooth_tasks": (BlockTask(block=5),)},
+        {"mixing_tasks": (BlockTask(block=5),)},
+        {"stage_ends": (5,)},
         {"stage_ends": (-1,)},
     ):
-        with pytest.raises(ValueError, match=r"expected blocks of the backbone, 0 to 2"):
+        with pytest.raises(ValueError, match=r"expected blocks of the backbone, 0 to 4"):
             PretrainConfig.model_validate({**TINY.model_dump(), **parts})
+    for ends in ((4,), (2, 0), (1, 1)):
+        with pytest.raises(ValueError, match=r"expected ascending blocks before the last one, 4"):
+            PretrainConfig.model_validate({**TINY.model_dump(), "stage_ends": ends})
     for task in (LabelTask(block=0, num_groups=9), LabelTask(block=0, num_patches=17)):
         with pytest.raises(ValueError, match=r"at most num_classes 8 and 16"):
             PretrainConfig.model_validate({**TINY.model_dump(), "label_tasks": (task,)})

@@ -98,9 +98,9 @@ class Backbone(nn.Module, ABC):
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from the input to the output: of the embedding, then of each block.
 
-        The final norm belongs to the last block. The order is for learning rates that fall with the
-        distance from the output (:class:`toco.train.run_config.OptimConfig`). An empty list says
-        that the backbone has no such order.
+        The final norm belongs to the last block. The order serves ``layer_decay`` and
+        ``frozen_layers`` of :class:`toco.train.run_config.OptimConfig`. An empty list says that
+        the backbone has no such order.
         """
         return []
 

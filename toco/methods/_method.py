@@ -62,7 +62,8 @@ class Method(nn.Module, ABC):
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters of the backbone from the input to the output; empty where there is no order.
 
-        ``optim.layer_decay`` needs them (:meth:`toco.backbones.Backbone.layers`).
+        ``optim.layer_decay`` and ``optim.frozen_layers`` need them. See
+        :meth:`toco.backbones.Backbone.layers`.
         """
         return []
 

@@ -2,8 +2,9 @@
 
     python -m toco train shapes_nano --run-dir runs/shapes_nano
 
-Hardware: one CPU core, about half a minute, evaluation included. Expected: the mIoU in the first
-table of ``docs/benchmark.md``, measured on 300 generated scenes. These are not VOC.
+Hardware: one CPU core, about half a minute, evaluation included. Expected over the
+seeds 0 to 6 (mIoU in percent on 300 generated scenes; not VOC): CAM 48.4 +- 1.4, auxiliary CAM
+51.8 +- 0.6, segmentation 49.0 +- 2.5.
 """
 
 from toco.backbones import vit_nano
@@ -14,10 +15,11 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """The official recipe scaled to 64 px and to half a minute.
+    """The official losses with settings of their own for 64 px and half a minute.
 
     The backbone keeps the graded features of its pretraining: its first seven blocks are frozen,
-    and rates fall from the last block to the first. The decoder learns in the second half.
+    and rates fall from the last block to the first. PTC and CTC start at step 40, the decoder's
+    losses in the middle. Thresholds, rates and weights differ from the official ones.
     """
     colour = ColourConfig(
         jitter_probability=0.5,

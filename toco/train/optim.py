@@ -103,7 +103,7 @@ def freeze_layers(layers: Sequence[Sequence[nn.Parameter]], config: OptimConfig)
     if config.frozen_layers > len(layers):
         raise ValueError(
             f"optim.frozen_layers is {config.frozen_layers}, but this method or backbone names "
-            f"{len(layers)} layers; set it to {len(layers)} or less."
+            f"{len(layers)} layers; expected 0 to {len(layers)}."
         )
     for layer in layers[: config.frozen_layers]:
         for parameter in layer:

@@ -5,23 +5,22 @@ its first blocks tell what their patch looks like, and little of the class. Thos
 blocks are local and predict the class of their patch. Those of its last blocks are over-smoothed:
 nearly the same for all patches. A nano ViT after a brief training has none of these properties.
 
-This pretraining therefore asks for them, by image-level labels only and without masks. Its blocks
-form stages (``stage_ends``), and each stage learns from its own tasks alone: no gradient passes
-from a stage to the one before it.
+This pretraining therefore asks for them, with image-level labels and pixels, and without masks. Its
+blocks form stages (``stage_ends``). No gradient passes from a stage to the one before it; only the
+clipping of the gradient's norm is common to all stages.
 
-1. Patch tokens of the first stage reconstruct the pixels of their patch.
+1. Patch tokens after the first stage reconstruct the pixels of their patch.
 2. Patch tokens of the second stage predict the classes in the image: by groups of classes first,
    then each class. A prediction pools each channel's highest patches, so that tokens stay local.
 3. The class token predicts the classes in the image. Patch tokens of a block of the third stage
    become alike (their similarity is maximised), and each of these tokens predicts the classes in
    the whole image, too.
 
-Every task has a weight or a list that can be empty, and ``stage_ends=[]`` lets all gradients
-through, so that each choice has a control.
 Some scenes show no object, so that tokens of the background learn to predict nothing.
+``stage_ends=[]`` lets all gradients through, and lists of tasks may be empty: these are controls.
 
-Source of learning in stages: Belilovsky et al., "Greedy layerwise learning can scale to ImageNet",
-ICML 2019.
+Source of stages that train at the same time without gradients between them: Belilovsky et al.,
+"Decoupled greedy learning of CNNs", ICML 2020.
 """
 
 from __future__ import annotations
@@ -137,6 +136,11 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"stage_ends and tasks name the blocks {sorted(set(blocks))}; expected blocks of "
                 f"the backbone, 0 to {depth - 1}"
+            )
+        if list(self.stage_ends) != sorted(set(self.stage_ends)) or depth - 1 in self.stage_ends:
+            raise ValueError(
+                f"stage_ends are {list(self.stage_ends)}; expected ascending blocks before the "
+                f"last one, {depth - 1}, which ends the last stage"
             )
         num_patches = (self.backbone.image_size_px // self.backbone.patch_size_px) ** 2
         for task in self.label_tasks:

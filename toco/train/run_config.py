@@ -33,9 +33,10 @@ class OptimConfig(Config):
             block has ``lr``, and the embedding counts as the block before the first. 1 is the
             official recipe. Lower values keep what pretraining taught the first blocks, as in the
             fine-tuning of BEiT and MAE.
-        frozen_layers: Number of first layers of the backbone that keep their pretrained weights. 1
-            freezes the embedding, and ``n`` the first ``n - 1`` blocks, too. A step is faster,
-            because no gradient passes through these layers.
+        frozen_layers: Number of first layers that keep their initial weights, in the order of
+            :meth:`toco.backbones.Backbone.layers`. 1 freezes the embedding, and ``n`` the first
+            ``n - 1`` blocks, too. A step is faster, because no gradient passes through these
+            layers.
         weight_decay: Decoupled weight decay; as officially, on norms and biases, too.
         betas: Decay rates of AdamW's moments.
         epsilon: Added to the denominator of AdamW's update.

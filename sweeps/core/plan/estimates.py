@@ -41,7 +41,7 @@ SIMILAR = 3
 
 With fewer, their spread says little about another kind.
 """
-# Settings that decide most of the cost. Method and optimizer change it little.
+# Settings that decide most of the cost. The method changes it little.
 _SIMILAR_FIELDS = (
     "num_steps",
     "batch_size",
@@ -221,8 +221,13 @@ def comparable(
 
 
 def _similar(config: RunConfig) -> str:
-    """Return a text that is equal for trainings that differ only in method or optimizer."""
-    return json.dumps(config.model_dump(mode="json", include=set(_SIMILAR_FIELDS)), sort_keys=True)
+    """Return a text that is equal for trainings of about the same cost.
+
+    Of the optimizer's settings only the frozen layers count: their backward pass is left out.
+    """
+    settings = config.model_dump(mode="json", include=set(_SIMILAR_FIELDS))
+    frozen_layers = config.optim.frozen_layers
+    return json.dumps({**settings, "frozen_layers": frozen_layers}, sort_keys=True)
 
 
 def _range(past: Sequence[Past]) -> Range:

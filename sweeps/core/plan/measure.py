@@ -243,7 +243,10 @@ def _same_evaluation(first: RunConfig, second: RunConfig) -> bool:
         "device",
         "precision",
     )
-    return all(getattr(first, name) == getattr(second, name) for name in shared)
+    # A checkpoint has no moments of frozen layers.
+    return first.optim.frozen_layers == second.optim.frozen_layers and all(
+        getattr(first, name) == getattr(second, name) for name in shared
+    )
 
 
 def _bytes(path: Path) -> int:

@@ -54,8 +54,8 @@ def check_sizes(configs: Iterable[RunConfig], recipe: str, train: str) -> None:
 
 
 def _sizes(config: RunConfig) -> Hashable:
-    # A decay of the rates is refused for backbones without layers, whatever its value. Frozen
-    # layers are refused where the backbone has fewer.
+    # A decay of the rates is refused for backbones without layers, whatever its value. More frozen
+    # layers than a backbone has are refused.
     return (
         config.optim.layer_decay < 1,
         config.optim.frozen_layers,

@@ -181,6 +181,8 @@ def test_without_a_probe_three_similar_trainings_are_enough_and_two_are_not():
     assert result.wall_s.likely == START_S + 60
     shorter = replace(NANO, {"num_steps": 80})
     assert forecast([Work(shorter)], concurrent=1, history=history).wall_s is None
+    all_trained = replace(NANO, {"optim.frozen_layers": 0})
+    assert forecast([Work(all_trained)], concurrent=1, history=history).wall_s is None
 
 
 def test_cells_that_are_only_evaluated_cost_an_evaluation_or_nothing():
