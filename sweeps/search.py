@@ -16,8 +16,8 @@ The time of a step includes the effect of everything else that runs on the machi
 steps of 10 %, and is only meaningful on a machine without other work.
 
 Expected on the embedded benchmark: not measured yet on its present scenes and weights. About half
-of the trials are stopped at a rung. Which trials are on the Pareto front depends on the results that
-were known when they were proposed.
+of the trials are stopped at a rung. Which trials are on the Pareto front depends on the results
+that were known when they were proposed.
 
 The front holds candidates, chosen after looking at others, with one seed each. They belong in no
 ablation table without a mark. With ``voc_deit_b`` a full training takes 3.7 hours on two A100, and
