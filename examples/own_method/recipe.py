@@ -2,7 +2,7 @@
 
     python -m toco train own_method.recipe --run-dir runs/pooled
 
-Hardware: one CPU core, about a minute. The settings are those of shapes_nano, tuned for max
+Hardware: one CPU core, about half a minute. The settings are those of shapes_nano, tuned for max
 pooling. Expected: not measured; compare the mIoU of the CAM with that of shapes_nano, over several
 seeds.
 """
