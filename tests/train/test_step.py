@@ -21,6 +21,8 @@ CONFIG = replace(
         "num_steps": 100,
         "seed": 7,
         "optim.warmup_steps": 0,
+        "optim.layer_decay": 1.0,
+        "optim.frozen_layers": 0,
         "optim.weight_decay": 0.0,
     },
 )

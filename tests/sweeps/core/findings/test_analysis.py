@@ -245,9 +245,9 @@ def test_a_setting_without_effect_on_results_is_no_dagger():
         }
     }
     assert all(row.confounders == () for row in analyse(make_study(VALUES, amend=amend)).rows)
-    amend["#9"]["config"]["num_steps"] = 170
+    amend["#9"]["config"]["num_steps"] = 370
     daggers = [row.confounders for row in analyse(make_study(VALUES, amend=amend)).rows]
-    assert daggers == [(), ("num_steps is 170, in #10 160",), (), ()]
+    assert daggers == [(), ("num_steps is 370, in #10 360",), (), ()]
 
 
 def test_a_factor_that_picks_a_component_brings_its_settings_and_code():

@@ -369,6 +369,9 @@ SMALL = {
     "log_every": 2,
 }
 SMALL |= {
+    "optim.warmup_steps": 0,
+    "method.ptc.start_step": 2,
+    "method.ctc.start_step": 2,
     "method.segmentation.start_step": 4,
     "method.energy.start_step": 4,
     "evaluate.num_pictures": 1,
