@@ -18,25 +18,13 @@ from sweeps.core.plan.forecast import (
     training_seconds,
     with_looks,
 )
-from sweeps.core.plan.probe import Cost, Phase
+from sweeps.core.plan.probe import Phase
 from sweeps.core.store.forecast_record import Forecast, Range
 from tests.sweeps.core.entries import amend_entry, make_entry
+from tests.sweeps.core.plan.costs import COST, NANO
 from toco.config import replace
-from toco.registry import load
 
-NANO = replace(
-    load("toco.recipes", "shapes_nano").recipe(),
-    {
-        "num_steps": 160,
-        "evaluate_every": 80,
-        "method.segmentation.start_step": 80,
-        "method.energy.start_step": 80,
-    },
-)
 OTHER = replace(NANO, {"method.local_crop_size_px": 16})
-COST = Cost(
-    NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7
-)
 TRAINING_S = 40 + 80 + 2 * 3
 CHEAP = dataclasses.replace(COST, config=OTHER, phases=(Phase(0, 160, 0.25),))
 

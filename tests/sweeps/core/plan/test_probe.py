@@ -3,23 +3,11 @@
 import pytest
 
 from sweeps.core.plan.measure import changes_of_terms
-from sweeps.core.plan.probe import COSTS_MODEL, Cost, Phase, ProbeError, evaluations, kind, probe
+from sweeps.core.plan.probe import COSTS_MODEL, ProbeError, evaluations, kind, probe
+from tests.sweeps.core.plan.costs import COST, NANO
 from toco.config import replace
-from toco.registry import load
 
-NANO = replace(
-    load("toco.recipes", "shapes_nano").recipe(),
-    {
-        "num_steps": 160,
-        "evaluate_every": 80,
-        "method.segmentation.start_step": 80,
-        "method.energy.start_step": 80,
-    },
-)
 SHORT = {"optim.warmup_steps": 0}
-COST = Cost(
-    NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7
-)
 
 
 def looked_at(first_steps, num_steps):
