@@ -206,6 +206,27 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
     assert everything.config == load("toco.recipes", "shapes_nano").recipe()
 
 
+def test_brief_components_are_three_rows_of_the_six_and_share_their_trainings():
+    brief = components.for_options(components.STUDY, brief=True).resolve()
+    assert in_block(brief, 0) == [
+        ("cls", None, "cls"),
+        ("+ aux cls, PTC", "cls", "+ PTC"),
+        ("+ CTC, seg, reg", "+ aux cls, PTC", "+ reg"),
+    ]
+    whole = components.STUDY.resolve()
+    trained = {
+        (trial.label, trial.seed): trial.digest
+        for trial in whole.trials
+        if trial.label != BASE_AGAIN
+    }
+    for trial in brief.trials:
+        label = {"+ aux cls, PTC": "+ PTC", "+ CTC, seg, reg": "+ reg"}.get(
+            trial.label, trial.label
+        )
+        if label != BASE_AGAIN:
+            assert trial.digest == trained[label, trial.seed]
+
+
 @pytest.mark.parametrize(
     ("recipe", "lows", "highs"),
     [

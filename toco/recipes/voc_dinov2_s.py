@@ -1,0 +1,81 @@
+"""ToCo with ViT-S of DINOv2 on a few PASCAL VOC photographs, without a big GPU.
+
+    python -m toco train voc_dinov2_s --set data.root=VOC2012 --run-dir runs/voc_dinov2_s
+
+Hardware: one CPU core, about 13 minutes, evaluation included. The settings are for the 271 training
+images of docs/photographs.md, most of them of animals. A longer list needs more steps. That page
+has the expected mIoU, and says why it compares with no published number.
+
+Weights: timm's ``vit_small_patch14_dinov2.lvd142m``. The file that timm names for these weights is
+``dinov2_vits14_pretrain.pth``, whose SHA-256 begins with ``b938bf1b``. The hub has the same tensors
+as safetensors. To use another file, set ``backbone.weights=PATH`` and
+``backbone.weights_sha256=null``.
+"""
+
+from toco.backbones import vit
+from toco.data import ViewsConfig, voc
+from toco.evaluate import EvaluateConfig
+from toco.methods import toco
+from toco.predict.config import InferenceConfig
+from toco.train.run_config import OptimConfig, RunConfig
+
+
+def recipe() -> RunConfig:
+    """The official losses with settings of their own for 224 px and few images.
+
+    The first seven blocks are frozen. Classifiers need a high rate to converge in 400 steps. At
+    this rate CTC diverges with a projection of the official sizes, so the projection is smaller,
+    and so is the weight of CTC.
+    """
+    return RunConfig(
+        data=voc.Config(train_list="train", val_list="val", cache="node"),
+        # At 224 px these factors show as much of a photograph as 0.8 to 1.8 at 448 px.
+        views=ViewsConfig(crop_size_px=224, rescale=(0.4, 0.9)),
+        backbone=vit.Config(
+            model="vit_small_patch14_dinov2.lvd142m",
+            weights_sha256="b938bf1b",
+            pixel_mean=(0.485, 0.456, 0.406),
+            pixel_std=(0.229, 0.224, 0.225),
+        ),
+        method=toco.Config(
+            aux_block=9,
+            low_threshold=0.25,
+            high_threshold=0.7,
+            cam_scales=(1.0,),
+            cam_flip=False,
+            temperature=0.5,
+            ema_decay=0.9,
+            num_local_crops=4,
+            local_crop_size_px=70,
+            loss_group_size=2,
+            projection=toco.ProjectionConfig(
+                hidden_width=512, bottleneck_width=64, output_width=128
+            ),
+            decoder_width=128,
+            ptc=toco.Term(weight=0.2, start_step=50),
+            ctc=toco.Term(weight=0.1, start_step=50),
+            segmentation=toco.Term(weight=0.1, start_step=200),
+            energy=toco.Term(weight=0.05, start_step=200),
+        ),
+        optim=OptimConfig(
+            lr=3e-5,
+            head_lr_multiplier=300.0,
+            layer_decay=0.7,
+            frozen_layers=8,
+            weight_decay=0.01,
+            warmup_steps=50,
+            warmup_ratio=1e-6,
+            power=0.9,
+        ),
+        evaluate=EvaluateConfig(
+            size_px=224, cam_scales=(1.0,), cam_flip=False, background_threshold=0.5
+        ),
+        inference=InferenceConfig(
+            size_px=224, scales=(1.0,), flip=True, merge_flips="sum", merge_scales="max"
+        ),
+        num_steps=400,
+        batch_size=8,
+        precision="bfloat16",
+        evaluate_every=400,
+        num_workers=0,
+    )
