@@ -12,7 +12,8 @@ and the A/A row. 8 comparisons with the base are tested after 3, 5, 7 and 10 see
 Expected on the embedded benchmark, after 79 trainings (mIoU in percent, 5 to 10 seeds with standard
 deviations of 1.2 to 1.7): CAM 46.7 to 46.9 with half the weight of PTC, 48.1 to 48.4 with the
 recipe's, 48.5 to 48.7 with twice this weight. Half the weight costs 1.4 to 1.6 points, twice the
-weight adds 0.4, and all six differences are shown. lambda2 changes the CAM by 0.1 points.
+weight adds 0.4, and all six differences are shown. No effect of lambda2 is shown: 0.0 and -0.1
+points with the recipe's lambda1.
 
 With ``voc_deit_b``, lambda1 in 0.1, 0.2, 0.4 and lambda2 in 0.25, 0.5, 1: 3.7 hours on two A100 for
 each training, with the seeds 0, 1, 2 unless ``--sequential`` is given.

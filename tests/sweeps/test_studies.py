@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from click.testing import CliRunner
 
 from sweeps import cam_thresholds, components, layer_ablation, loss_weights, table5, temperature
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
@@ -213,18 +214,21 @@ def test_brief_components_are_three_rows_of_the_six_and_share_their_trainings():
         ("+ aux cls, PTC", "cls", "+ PTC"),
         ("+ CTC, seg, reg", "+ aux cls, PTC", "+ reg"),
     ]
-    whole = components.STUDY.resolve()
-    trained = {
-        (trial.label, trial.seed): trial.digest
-        for trial in whole.trials
-        if trial.label != BASE_AGAIN
-    }
-    for trial in brief.trials:
-        label = {"+ aux cls, PTC": "+ PTC", "+ CTC, seg, reg": "+ reg"}.get(
-            trial.label, trial.label
-        )
-        if label != BASE_AGAIN:
-            assert trial.digest == trained[label, trial.seed]
+    whole = {(trial.label, trial.seed): trial.digest for trial in components.STUDY.resolve().trials}
+    label_in_whole = {"+ aux cls, PTC": "+ PTC", "+ CTC, seg, reg": "+ reg"}
+    assert [trial.digest for trial in brief.trials] == [
+        whole[label_in_whole.get(trial.label, trial.label), trial.seed] for trial in brief.trials
+    ]
+
+
+def test_brief_is_an_option_of_the_command(tmp_path):
+    words = ["status", "--storage", str(tmp_path)]
+    brief, whole = (
+        CliRunner().invoke(components.main, [*words, *options]) for options in (["--brief"], [])
+    )
+    assert "Table 4 in three rows" in brief.output
+    assert "+ CTC, seg, reg: 0 of 3, at most 10" in brief.output
+    assert "+ CTC: 0 of 3, at most 10" in whole.output
 
 
 @pytest.mark.parametrize(
