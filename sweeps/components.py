@@ -66,7 +66,7 @@ def together(*components: Component) -> Component:
 
 def design(brief: bool = False) -> Ladder:
     """Make the ladder of six rows, or that of three."""
-    components = (AUX_CLS, PTC, CTC, SEG, REG)
+    components: tuple[Component, ...] = (AUX_CLS, PTC, CTC, SEG, REG)
     published_labels = None
     if brief:
         components = (together(AUX_CLS, PTC), together(CTC, SEG, REG))
