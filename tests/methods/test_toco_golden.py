@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from toco.data.views.normalise import denormalise_255, normalise
-from toco.methods import _toco
+from toco.methods import _method, _toco
 from toco.official.names import official_name
 from toco.tensors import Batch, present_classes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
@@ -88,7 +88,7 @@ def test_one_iteration_equals_the_official_one(
         # The float64 run was recorded with the image truncated to bytes from float32, where
         # rounding decides the level.
         monkeypatch.setattr(
-            _toco,
+            _method,
             "denormalise_255",
             lambda images, truncate: denormalise_255(images.float(), truncate).double(),
         )

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from toco.cam.config import ParConfig
 from toco.config import Config, EntryConfig, Positive
+from toco.losses.config import DenseEnergyConfig
 from toco.types import ExtraView
 
 
@@ -158,6 +159,9 @@ class CamLabelsConfig(MethodConfig):
         par: Refinement of the pseudo labels.
         decoder_width: Channels between the decoder's layers.
         decoder_dilation: Dilation of the decoder's 3x3 convolutions, in patches.
+        segmentation: Weight and first step of the decoder's loss on the pseudo labels.
+        energy: Weight and first step of the dense energy loss on the decoder's probabilities.
+        dense_energy: Kernel and scale of the dense energy loss.
     """
 
     loss_group_size: int | None = Field(default=2, gt=0)
@@ -168,6 +172,9 @@ class CamLabelsConfig(MethodConfig):
     par: ParConfig = ParConfig()
     decoder_width: int = Field(default=512, gt=0)
     decoder_dilation: int = Field(default=5, gt=0)
+    segmentation: Term = Term(weight=0.0)
+    energy: Term = Term(weight=0.0)
+    dense_energy: DenseEnergyConfig = DenseEnergyConfig()
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> CamLabelsConfig:
@@ -186,3 +193,57 @@ class CamLabelsConfig(MethodConfig):
     def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
         """See the base class."""
         return {"cam_scales": crop_size_px * max(self.cam_scales, default=1.0)}
+
+    def bilateral_filters(self) -> dict[str, BilateralFilter]:
+        """The filter of the dense energy loss, if that has a weight."""
+        if self.energy.weight == 0:
+            return {}
+        energy = self.dense_energy
+        sigma_xy = energy.sigma_xy * energy.scale
+        return {"dense_energy": BilateralFilter(energy.filter_name, energy.sigma_rgb, sigma_xy)}
+
+    def resolved(self, device_type: str, crop_size_px: int) -> CamLabelsConfig:
+        """See the base class; the bilateral filter of the energy is chosen for the device."""
+        energy = self.dense_energy.resolved(device_type, crop_size_px, crop_size_px)
+        return self.model_copy(update={"dense_energy": energy})
+
+
+class OptionalDecoderConfig(CamLabelsConfig):
+    """Settings of a method that has a decoder only where the segmentation loss has a weight.
+
+    Attributes:
+        segmentation: See the base class. With weight 0 there is no decoder, and the run is
+            evaluated by its CAM alone.
+    """
+
+    @model_validator(mode="after")
+    def _energy_has_a_decoder(self) -> OptionalDecoderConfig:
+        if self.energy.weight > 0 and self.segmentation.weight == 0:
+            raise ValueError(
+                f"energy.weight is {self.energy.weight}, but segmentation.weight is 0, so there is "
+                "no decoder whose probabilities have an energy; set energy.weight to 0, too"
+            )
+        return self
+
+    def has_decoder(self) -> bool:
+        """Whether the segmentation loss has a weight."""
+        return self.segmentation.weight > 0
+
+    def late_step(self) -> int | None:
+        """See the base class: the first step of the decoder's losses."""
+        return min(self._decoder_starts(), default=0) or None
+
+    def inert_until(self, step: int) -> frozenset[str]:
+        """The decoder's losses, before the first step of either: until then it only decays.
+
+        A loss without weight gives zero gradients, so weight decay is the only update of the
+        decoder.
+        """
+        starts = self._decoder_starts()
+        joins_later = bool(starts) and min(starts) >= step
+        return frozenset({"segmentation", "energy", "dense_energy"} if joins_later else ())
+
+    def _decoder_starts(self) -> list[int]:
+        if not self.has_decoder():
+            return []
+        return [term.start_step for term in (self.segmentation, self.energy) if term.weight > 0]

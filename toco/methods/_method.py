@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from toco.backbones import Backbone
-from toco.cam.activation import activation_maps, multi_scale_cams
+from toco.cam.activation import multi_scale_cams
 from toco.cam.labels import class_ids
 from toco.cam.par import refine_pseudo_label
 from toco.data.views.normalise import denormalise_255
+from toco.heads.class_maps import ConvMaps
 from toco.heads.classifier import Classifier
 from toco.heads.large_fov import LargeFov
+from toco.losses.dense_energy import dense_energy_loss
+from toco.losses.segmentation import segmentation_loss
+from toco.methods._cam_heads import CamHead, HeadOutput, LinearOutput, MapsOutput
 from toco.methods._config import CamLabelsConfig, MethodConfig
 from toco.tensors import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
@@ -128,19 +133,38 @@ class Method(nn.Module, ABC):
             loss: Takes the tensors of a group, and returns a scalar.
             per_image: Tensors whose first axis is the image.
         """
-        size = self.config.loss_group_size or len(per_image[0])
-        groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
-        return torch.stack([loss(*group) for group in groups]).mean()
+        return mean_over_groups(loss, self.group_size(len(per_image[0])), *per_image)
+
+    def group_size(self, num_images: int) -> int:
+        """Images of a loss group in a batch of ``num_images``."""
+        return self.config.loss_group_size or num_images
+
+
+class DecoderOutput(NamedTuple):
+    """What the decoder and its label give a step.
+
+    Attributes:
+        losses: The segmentation loss, at steps where it has a weight.
+        counts: Numbers to log.
+        logits: Logits of the decoder at the size of the images.
+        label: The pseudo label.
+    """
+
+    losses: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    logits: Tensor
+    label: Tensor
 
 
 class CamMethod(Method):
-    """A backbone, a patch classifier whose weight makes the CAM, and a decoder.
+    """A backbone, a head that makes class scores and CAM, and a decoder.
 
     A subclass adds other parts and the losses.
 
     Attributes:
-        aux_block: Block (0-based) whose features make ``aux_cam``; ``None`` without an auxiliary
-            CAM.
+        aux_block: Block (0-based) whose features make ``aux_cam``; ``None`` is the last block, or
+            no auxiliary CAM.
+        classifier: Head of the final CAM.
         decoder: Segments the final patch tokens; ``None`` where the config has no decoder.
     """
 
@@ -149,14 +173,20 @@ class CamMethod(Method):
     decoder: LargeFov | None
 
     def __init__(
-        self, config: CamLabelsConfig, backbone: Backbone, num_foreground_classes: int
+        self,
+        config: CamLabelsConfig,
+        backbone: Backbone,
+        num_foreground_classes: int,
+        classifier: CamHead | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.num_foreground_classes = num_foreground_classes
         self.patch_size_px = backbone.patch_size_px
         self.backbone = backbone
-        self.classifier = Classifier(backbone.width, num_foreground_classes)
+        self.classifier = (
+            Classifier(backbone.width, num_foreground_classes) if classifier is None else classifier
+        )
 
     def build_decoder(self) -> LargeFov:
         """Build a decoder with new weights, with the sizes in the config."""
@@ -167,9 +197,20 @@ class CamMethod(Method):
         """See the base class."""
         return self.backbone.layers()
 
-    def cam_weights(self) -> dict[str, Tensor]:
-        """Weight of the classifier that makes each CAM, by the name of the CAM."""
-        return {"cam": self.classifier.weight}
+    def cam_heads(self) -> dict[str, CamHead]:
+        """Head of each CAM, by the name of the CAM."""
+        return {"cam": self.classifier}
+
+    def head_input(self, name: str, features: Features) -> Tensor:
+        """Tokens that the head of the CAM ``name`` gets."""
+        return features.features if name == "cam" else features.aux_features
+
+    def head_outputs(self, features: Features, names: Collection[str]) -> dict[str, HeadOutput]:
+        """Apply the heads of the CAMs in ``names`` once, for logits and maps."""
+        heads = self.cam_heads()
+        return {
+            name: self._head_output(heads[name], self.head_input(name, features)) for name in names
+        }
 
     def cams(
         self,
@@ -179,7 +220,7 @@ class CamMethod(Method):
         present: Int[Tensor, "b m"] | None = None,
     ) -> Cams:
         """See the base class."""
-        return _as_cams(self.cam_maps(images, scales, flip, self.cam_weights(), present))
+        return _as_cams(self.cam_maps(images, scales, flip, self.cam_heads(), present))
 
     @torch.no_grad()
     def predict(
@@ -194,11 +235,10 @@ class CamMethod(Method):
             features, blocks = self.backbone.forward_blocks(images, self.aux_block)
         if self.autocast_dtype:
             features, blocks = _in_float32(features), [tokens.float() for tokens in blocks]
+        outputs = self.head_outputs(features, self.cam_heads())
         return Prediction(
-            cams=_as_cams(
-                self.cam_maps(images, scales, flip, self.cam_weights(), present, features)
-            ),
-            class_logits=self.classifier(features.features),
+            cams=_as_cams(self.cam_maps(images, scales, flip, self.cam_heads(), present, outputs)),
+            class_logits=outputs["cam"].logits(),
             segmentation_logits=None if self.decoder is None else self.decode(features.features),
             block_tokens=tuple(blocks),
         )
@@ -236,7 +276,7 @@ class CamMethod(Method):
         flip: bool,
         names: Collection[str],
         present: Tensor | None = None,
-        features: Features | None = None,
+        outputs: Mapping[str, HeadOutput] | None = None,
     ) -> dict[str, Tensor]:
         """Compute multi-scale CAMs by name; for ``aux_cam`` alone later blocks are skipped.
 
@@ -246,30 +286,28 @@ class CamMethod(Method):
             flip: Also compute the maps of the mirrored images.
             names: Names of the CAMs.
             present: Classes (0-based) to compute for each image, or ``None`` for all.
-            features: Features of ``images``, if the caller has computed them already.
+            outputs: Result of :meth:`head_outputs` for ``images``, if the caller has it already.
         """
         if not names:
             return {}
-        weights = self.cam_weights()
+        heads = self.cam_heads()
 
-        def maps_of(tokens: Mapping[str, Tensor]) -> Tensor:
+        def maps_of(outputs: Mapping[str, HeadOutput], num_images: int) -> Tensor:
             # The batch may hold all images and then their mirror images, with the same classes.
-            num_images = len(next(iter(tokens.values())))
             classes = None if present is None else present.repeat(num_images // len(present), 1)
-            return torch.cat(
-                [activation_maps(tokens[name], weights[name], classes) for name in names], dim=1
-            )
+            return torch.cat([outputs[name].maps(classes) for name in names], dim=1)
 
         def forward(images: Tensor) -> Tensor:
             if "cam" in names or self.aux_block is None:
-                return maps_of(_tokens_by_cam(self.encode(images)))
+                return maps_of(self.head_outputs(self.encode(images), names), len(images))
             with self.autocast(images.device):
                 aux_features: Tensor = self.backbone.aux_features(images, self.aux_block)
+            aux_features = aux_features.float() if self.autocast_dtype else aux_features
             return maps_of(
-                {"aux_cam": aux_features.float() if self.autocast_dtype else aux_features}
+                {"aux_cam": self._head_output(heads["aux_cam"], aux_features)}, len(images)
             )
 
-        base = None if features is None else maps_of(_tokens_by_cam(features))
+        base = None if outputs is None else maps_of(outputs, len(images))
         cams = multi_scale_cams(forward, images, scales, flip, base)
         return dict(zip(names, cams.chunk(len(names), dim=1), strict=True))
 
@@ -311,13 +349,69 @@ class CamMethod(Method):
             logits: Tensor = self.decoder(features)
         return logits.float() if self.autocast_dtype else logits
 
-    def foreground_fraction(self, label: Tensor) -> Tensor:
-        """Fraction of the pixels of ``label`` that have a foreground class."""
-        return ((label > 0) & (label <= self.num_foreground_classes)).float().mean()
+    def decoder_weights(self, step: int) -> dict[str, float]:
+        """Weights of the decoder's losses at ``step``."""
+        config = self.config
+        return {"segmentation": config.segmentation.at(step), "energy": config.energy.at(step)}
 
+    def levels_of(self, images: Tensor, terms: Collection[str]) -> Tensor | None:
+        """Image levels for the pseudo labels; ``None`` at steps where the decoder does not learn.
 
-def _tokens_by_cam(features: Features) -> dict[str, Tensor]:
-    return {"cam": features.features, "aux_cam": features.aux_features}
+        Call it outside the compiled graph: a fused operation rounds once where two operations round
+        twice, and the levels are truncated to whole numbers here.
+        """
+        if "segmentation" not in terms and "energy" not in terms:
+            return None
+        return denormalise_255(images, truncate=True)
+
+    def decoder_output(
+        self,
+        features: Float[Tensor, "b c p q"],
+        cam: Float[Tensor, "b m h w"],
+        levels: Float[Tensor, "b 3 h w"],
+        class_labels: Float[Tensor, "b k"],
+        present: Int[Tensor, "b m"],
+        valid_box: Int[Tensor, "b 4"],
+        terms: Collection[str],
+    ) -> DecoderOutput:
+        """Segment the features, and compare the result with the refined CAM.
+
+        Args:
+            features: Final patch tokens.
+            cam: CAM from which the decoder learns.
+            levels: The images as levels 0 to 255.
+            class_labels: Labels of the images.
+            present: Classes of each image.
+            valid_box: Area of each image.
+            terms: Losses with a weight at this step.
+        """
+        label = self.label_of(cam, levels, class_labels.gather(1, present), present, valid_box)
+        logits = F.interpolate(
+            self.decode(features), size=levels.shape[-2:], mode="bilinear", align_corners=False
+        )
+        losses = {}
+        if "segmentation" in terms:
+            losses["segmentation"] = self.by_group(segmentation_loss, logits, label)
+        is_foreground = (label > 0) & (label <= self.num_foreground_classes)
+        counts = {"pseudo_label_foreground": is_foreground.float().mean()}
+        return DecoderOutput(losses, counts, logits, label)
+
+    def energy(self, batch: Batch, output: DecoderOutput) -> Tensor:
+        """Dense energy of the decoder's logits, which no compiled graph contains."""
+        return dense_energy_loss(
+            denormalise_255(batch.images, truncate=False),
+            output.logits,
+            output.label,
+            batch.valid_box,
+            self.config.dense_energy,
+        )
+
+    def _head_output(self, head: CamHead, tokens: Tensor) -> HeadOutput:
+        if not isinstance(head, ConvMaps):
+            return LinearOutput(head, tokens)
+        with self.autocast(tokens.device):
+            maps: Tensor = head(tokens)
+        return MapsOutput(head, maps.float() if self.autocast_dtype else maps)
 
 
 def _as_cams(maps: Mapping[str, Tensor]) -> Cams:
@@ -348,6 +442,12 @@ def compile_graphs(function: Callable[..., T]) -> Callable[..., T]:
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = _MAX_GRAPHS
     return torch.compile(function, fullgraph=True, mode="reduce-overhead")
+
+
+def mean_over_groups(loss: Callable[..., Tensor], size: int, *per_image: Tensor) -> Tensor:
+    """Average ``loss`` over groups of ``size`` images; see :meth:`Method.by_group`."""
+    groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
+    return torch.stack([loss(*group) for group in groups]).mean()
 
 
 def group_parameters(

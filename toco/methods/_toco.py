@@ -13,30 +13,39 @@ from toco.backbones import Backbone
 from toco.cam.affinity import affinity
 from toco.cam.labels import cam_to_pseudo_label, scale_box
 from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
-from toco.data.views.normalise import denormalise_255
 from toco.heads.classifier import Classifier
 from toco.heads.large_fov import LargeFov
 from toco.heads.projection import ProjectionHead, ema_update_
 from toco.losses.classification import classification_loss
 from toco.losses.ctc import class_token_contrast_loss
-from toco.losses.dense_energy import dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
-from toco.losses.segmentation import segmentation_loss
-from toco.methods._method import CamMethod, autocast_device, compile_graphs, group_parameters
+from toco.methods._cam_heads import CamHead
+from toco.methods._method import (
+    CamMethod,
+    DecoderOutput,
+    autocast_device,
+    compile_graphs,
+    group_parameters,
+)
+from toco.methods._regions import Draws, RegionParts, Update, fused_width
 from toco.methods.toco import Config
-from toco.tensors import Batch, StepOutput
+from toco.tensors import Batch, Features, StepOutput
 
 
 class _Outcome(NamedTuple):
-    """Results of a step's compiled part: losses, counts, and the decoder's logits and label.
+    """Results of a step's compiled part.
 
-    ``logits`` and ``label`` are ``None`` at steps at which the decoder does not learn.
+    Attributes:
+        losses: All losses but the energy.
+        counts: Numbers to log.
+        decoder: Output of the decoder; ``None`` at steps at which it does not learn.
+        update: What the regions write to the memory; ``None`` without a memory.
     """
 
     losses: dict[str, Tensor]
     counts: dict[str, Tensor]
-    logits: Tensor | None
-    label: Tensor | None
+    decoder: DecoderOutput | None
+    update: Update | None
 
 
 class ToCo(CamMethod):
@@ -44,24 +53,40 @@ class ToCo(CamMethod):
 
     config: Config
 
+    classifier: Classifier
     decoder: LargeFov
+    regions: RegionParts | None
 
     def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
-        super().__init__(config, backbone, num_foreground_classes)
+        width, aux_width = backbone.width, backbone.aux_width(config.aux_block)
+        classifier = Classifier(fused_width(config.aggregation, width), num_foreground_classes)
+        super().__init__(config, backbone, num_foreground_classes, classifier)
         self.aux_block = config.aux_block
-        self.aux_classifier = Classifier(
-            backbone.aux_width(config.aux_block), num_foreground_classes
-        )
+        self.aux_classifier = Classifier(aux_width, num_foreground_classes)
         self.decoder = self.build_decoder()
-        self.projection, self.teacher = (
-            ProjectionHead(backbone.width, config.projection) for _ in range(2)
-        )
+        self.projection, self.teacher = (ProjectionHead(width, config.projection) for _ in range(2))
         self.teacher.load_state_dict(self.projection.state_dict())
         self.teacher.requires_grad_(False)
+        # Last, so that the parts above begin with the same weights with and without them.
+        self.regions = None
+        if config.region_contrast.weight > 0 or config.aggregation.kind != "none":
+            self.regions = RegionParts(
+                config.region_contrast,
+                config.region_memory,
+                config.aggregation,
+                width,
+                aux_width,
+                num_foreground_classes,
+            )
 
-    def cam_weights(self) -> dict[str, Tensor]:
+    def cam_heads(self) -> dict[str, CamHead]:
         """See the base class; the auxiliary classifier makes ``aux_cam``."""
-        return {**super().cam_weights(), "aux_cam": self.aux_classifier.weight}
+        return {**super().cam_heads(), "aux_cam": self.aux_classifier}
+
+    def head_input(self, name: str, features: Features) -> Tensor:
+        """See the base class; the aggregation changes what the last classifier gets."""
+        tokens = super().head_input(name, features)
+        return self.regions.fuse(tokens) if self.regions is not None and name == "cam" else tokens
 
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         """Compute the losses of one step.
@@ -81,8 +106,8 @@ class ToCo(CamMethod):
             "aux_classification": config.aux_weight,
             "ptc": config.ptc.at(step),
             "ctc": config.ctc.at(step),
-            "segmentation": config.segmentation.at(step),
-            "energy": config.energy.at(step),
+            **self.decoder_weights(step),
+            "region_contrast": config.region_contrast.at(step),
         }
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         # Teacher: as in the official code, it moves at the start of a step, towards the student
@@ -100,13 +125,9 @@ class ToCo(CamMethod):
             keys = (keys.pin_memory() if device.type == "cuda" else keys).to(
                 device, non_blocking=True
             )
-
-        # Image levels for the pseudo labels.
-        levels = None
-        if "segmentation" in weights or "energy" in weights:
-            # Computed outside the compiled graph: a fused operation rounds once where two
-            # operations round twice, and the levels are truncated here.
-            levels = denormalise_255(batch.images, truncate=True)
+        draws = None
+        if self.regions is not None:
+            draws = self.regions.begin_step(batch, step, generator, "region_contrast" in weights)
 
         # All losses but the energy, in the part that may be compiled; then the energy.
         outcome = self._outcome(
@@ -117,20 +138,17 @@ class ToCo(CamMethod):
             batch.present,
             batch.valid_box,
             keys,
-            levels,
+            draws,
+            self.levels_of(batch.images, weights),
             terms=frozenset(weights),
             from_aux_cam=step < config.aux_pseudo_labels_until_step,
         )
-        losses, counts = outcome.losses, outcome.counts
-        if outcome.logits is not None and outcome.label is not None and "energy" in weights:
-            losses["energy"] = dense_energy_loss(
-                denormalise_255(batch.images, truncate=False),
-                outcome.logits,
-                outcome.label,
-                batch.valid_box,
-                config.dense_energy,
-            )
-        return StepOutput(losses, weights, counts)
+        losses = outcome.losses
+        if outcome.decoder is not None and "energy" in weights:
+            losses["energy"] = self.energy(batch, outcome.decoder)
+        if self.regions is not None and outcome.update is not None:
+            self.regions.update_(outcome.update)
+        return StepOutput(losses, weights, outcome.counts)
 
     def compile_step(self) -> None:
         """See the base class. All but the energy becomes one graph for each phase."""
@@ -145,6 +163,7 @@ class ToCo(CamMethod):
         present: Tensor,
         valid_box: Tensor,
         keys: Tensor | None,
+        draws: Draws | None,
         levels: Tensor | None,
         *,
         terms: Collection[str],
@@ -162,6 +181,7 @@ class ToCo(CamMethod):
             present: Classes of each image.
             valid_box: Image area.
             keys: Random keys of the local crops; ``None`` at steps without CTC.
+            draws: Random numbers of the region contrast; ``None`` at steps without it.
             levels: ``images`` as whole levels 0 to 255; ``None`` at steps where the decoder does
                 not learn.
             terms: Losses with a weight at this step.
@@ -174,16 +194,16 @@ class ToCo(CamMethod):
         with torch.autocast(autocast_device(images.device), enabled=False):
             views = [images] if keys is None or second_view is None else [images, second_view]
             main = self.encode(torch.cat(views), num_maps=len(images))
+            outputs = self.head_outputs(main, self.cam_heads())
 
             # Classification: tokens of the last block, and of the auxiliary block.
+            class_logits = outputs["cam"].logits()
             losses = {
-                "classification": self.by_group(
-                    classification_loss, self.classifier(main.features), class_labels
-                )
+                "classification": self.by_group(classification_loss, class_logits, class_labels)
             }
             if "aux_classification" in terms:
                 losses["aux_classification"] = self.by_group(
-                    classification_loss, self.aux_classifier(main.aux_features), class_labels
+                    classification_loss, outputs["aux_cam"].logits(), class_labels
                 )
             counts: dict[str, Tensor] = {}
 
@@ -193,7 +213,7 @@ class ToCo(CamMethod):
             if levels is not None and source not in cam_names:
                 cam_names.append(source)
             cams = self.cam_maps(
-                images, config.cam_scales, config.cam_flip, cam_names, present, main
+                images, config.cam_scales, config.cam_flip, cam_names, present, outputs
             )
             present_labels = class_labels.gather(1, present)
 
@@ -213,21 +233,38 @@ class ToCo(CamMethod):
                     main.class_token, cams["aux_cam"], present_labels, crop_source, keys
                 )
 
+            # Region contrast: regions of the auxiliary classifier's maps against the memory.
+            update = None
+            if self.regions is not None:
+                loss, update, region_counts = self.regions.contrast(
+                    main.features,
+                    main.aux_features,
+                    outputs["aux_cam"].maps(),
+                    class_logits,
+                    _size(images),
+                    class_labels,
+                    present,
+                    valid_box,
+                    draws,
+                    self.group_size(len(images)),
+                )
+                counts |= region_counts
+                if loss is not None:
+                    losses["region_contrast"] = loss
+
             # Segmentation: the decoder learns the refined CAM.
             if levels is None:
-                return _Outcome(losses, counts, None, None)
-            label = self.label_of(cams[source], levels, present_labels, present, valid_box)
-            logits = self.decode(main.features)
-            logits = F.interpolate(logits, size=_size(images), mode="bilinear", align_corners=False)
-            if "segmentation" in terms:
-                losses["segmentation"] = self.by_group(segmentation_loss, logits, label)
-            counts["pseudo_label_foreground"] = self.foreground_fraction(label)
-            return _Outcome(losses, counts, logits, label)
+                return _Outcome(losses, counts, None, update)
+            decoder = self.decoder_output(
+                main.features, cams[source], levels, class_labels, present, valid_box, terms
+            )
+            return _Outcome(losses | decoder.losses, counts | decoder.counts, decoder, update)
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """The official four groups; frozen position embeddings and the teacher are in none."""
         heads = [self.classifier, self.aux_classifier, self.projection]
-        return group_parameters(self.backbone, heads, self.decoder)
+        groups = group_parameters(self.backbone, heads, self.decoder)
+        return groups if self.regions is None else self.regions.join(groups)
 
     def _token_labels(
         self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]

@@ -17,7 +17,14 @@ from pydantic import Field, model_validator
 from toco.cam.config import ParConfig
 from toco.heads.config import ProjectionConfig
 from toco.losses.config import DenseEnergyConfig
-from toco.methods._config import BilateralFilter, CamLabelsConfig, Term
+from toco.methods._config import CamLabelsConfig, Term
+from toco.methods._regions_config import (
+    AggregationConfig,
+    MemoryConfig,
+    RegionContrastConfig,
+    check_regions,
+    inert_contrast,
+)
 from toco.types import ExtraView
 
 if TYPE_CHECKING:
@@ -48,9 +55,10 @@ class Config(CamLabelsConfig):
             untrained, so no other term may use it.
         ptc: Weight and first step of patch token contrast. The classification loss has weight 1.
         ctc: Weight and first step of class token contrast.
-        segmentation: Weight and first step of the decoder's loss on the pseudo labels.
-        energy: Weight and first step of the dense energy loss.
-        dense_energy: Kernel and scale of the dense energy loss.
+        region_contrast: RCA's contrast of regions, whose coarse maps are those of the auxiliary
+            classifier. Without weight, and without ``aggregation``, there is no memory.
+        region_memory: RCA's memory of regions.
+        aggregation: RCA's aggregation into the features of the classifier.
     """
 
     name: str = "toco"
@@ -68,13 +76,16 @@ class Config(CamLabelsConfig):
     ctc: Term = Term(weight=0.5)
     segmentation: Term = Term(weight=0.1, start_step=2001)
     energy: Term = Term(weight=0.05, start_step=2001)
-    dense_energy: DenseEnergyConfig = DenseEnergyConfig()
+    region_contrast: RegionContrastConfig = RegionContrastConfig(weight=0.0)
+    region_memory: MemoryConfig = MemoryConfig()
+    aggregation: AggregationConfig = AggregationConfig(kind="none")
 
     @model_validator(mode="after")
     def _aux_cam_is_trained(self) -> Config:
         uses = {
             "ptc.weight": self.ptc.weight,
             "ctc.weight": self.ctc.weight,
+            "region_contrast.weight": self.region_contrast.weight,
             "aux_pseudo_labels_until_step": self.aux_pseudo_labels_until_step,
         }
         if self.aux_weight == 0 and (
@@ -87,10 +98,21 @@ class Config(CamLabelsConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _regions_fit(self) -> Config:
+        check_regions(self.region_contrast, self.region_memory, self.aggregation)
+        return self
+
     @classmethod
     def small(cls) -> Config:
-        """See the base class."""
-        return cls(aux_block=1, local_crop_size_px=16)
+        """See the base class; with RCA's parts, so that the contract test covers them."""
+        return cls(
+            aux_block=1,
+            local_crop_size_px=16,
+            region_contrast=RegionContrastConfig(partner="any"),
+            region_memory=MemoryConfig(slots=4, start="noise"),
+            aggregation=AggregationConfig(kind="linear", centroids=2, every=10**6, num_starts=2),
+        )
 
     def check(self, batch_size: int, crop_size_px: int) -> None:
         """See the base class."""
@@ -109,17 +131,6 @@ class Config(CamLabelsConfig):
         """The CAM of the auxiliary classifier."""
         return {"aux_cam": self.aux_block}
 
-    def bilateral_filters(self) -> dict[str, BilateralFilter]:
-        """The filter of the dense energy loss."""
-        energy = self.dense_energy
-        sigma_xy = energy.sigma_xy * energy.scale
-        return {"dense_energy": BilateralFilter(energy.filter_name, energy.sigma_rgb, sigma_xy)}
-
-    def resolved(self, device_type: str, crop_size_px: int) -> Config:
-        """See the base class; the bilateral filter of the energy is chosen for the device."""
-        energy = self.dense_energy.resolved(device_type, crop_size_px, crop_size_px)
-        return self.model_copy(update={"dense_energy": energy})
-
     def late_step(self) -> int | None:
         """First step of the decoder's terms.
 
@@ -137,13 +148,19 @@ class Config(CamLabelsConfig):
         """All settings of the decoder's terms, as long as no such term counts.
 
         Until then the decoder gets zero gradients whatever the settings are: the decoder decays,
-        and its moments stay zero.
+        and its moments stay zero. The same holds for settings of the region contrast.
         """
+        of_contrast = inert_contrast(self.region_contrast, step)
         if any(
             term.weight > 0 and term.start_step < step for term in (self.segmentation, self.energy)
         ):
-            return frozenset()
-        return frozenset({"segmentation", "energy", "dense_energy", "aux_pseudo_labels_until_step"})
+            return of_contrast
+        return of_contrast | {
+            "segmentation",
+            "energy",
+            "dense_energy",
+            "aux_pseudo_labels_until_step",
+        }
 
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> ToCo:
@@ -166,4 +183,15 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: an attribute that 
     return ToCo
 
 
-__all__ = ["Config", "DenseEnergyConfig", "ParConfig", "ProjectionConfig", "Term", "ToCo", "build"]
+__all__ = [
+    "AggregationConfig",
+    "Config",
+    "DenseEnergyConfig",
+    "MemoryConfig",
+    "ParConfig",
+    "ProjectionConfig",
+    "RegionContrastConfig",
+    "Term",
+    "ToCo",
+    "build",
+]

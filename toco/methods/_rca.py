@@ -1,0 +1,185 @@
+"""The network of :mod:`toco.methods.rca` and its training step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toco.backbones import Backbone
+from toco.heads.class_maps import ConvMaps
+from toco.heads.classifier import Classifier
+from toco.losses.classification import classification_loss
+from toco.methods._cam_heads import CamHead
+from toco.methods._method import CamMethod, DecoderOutput, compile_graphs, group_parameters
+from toco.methods._regions import Draws, RegionParts, Update, fused_width
+from toco.methods.rca import Config
+from toco.tensors import Batch, Features, StepOutput
+
+
+class _Outcome(NamedTuple):
+    """Results of a step's compiled part; see :class:`toco.methods._toco._Outcome`."""
+
+    losses: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    decoder: DecoderOutput | None
+    update: Update | None
+
+
+class Rca(CamMethod):
+    """The network of RCA and its training step.
+
+    Attributes:
+        coarse: Head of the coarse maps, on the features before the aggregation.
+        regions: Memory, embedding and aggregation; ``None`` where the config needs none.
+    """
+
+    config: Config
+    coarse: CamHead
+    regions: RegionParts | None
+
+    def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
+        width = backbone.width
+        aux_width = width if config.aux_block is None else backbone.aux_width(config.aux_block)
+        fused = fused_width(config.aggregation, width)
+        super().__init__(
+            config,
+            backbone,
+            num_foreground_classes,
+            _build_head(config, fused, num_foreground_classes, private=True),
+        )
+        self.aux_block = config.aux_block
+        self.coarse = _build_head(config, aux_width, num_foreground_classes, private=False)
+        self.regions = None
+        if config.has_memory():
+            self.regions = RegionParts(
+                config.region_contrast,
+                config.region_memory,
+                config.aggregation,
+                width,
+                aux_width,
+                num_foreground_classes,
+            )
+        self.decoder = self.build_decoder() if config.has_decoder() else None
+
+    def cam_heads(self) -> dict[str, CamHead]:
+        """See the base class; the coarse head makes ``aux_cam``."""
+        return {**super().cam_heads(), "aux_cam": self.coarse}
+
+    def head_input(self, name: str, features: Features) -> Tensor:
+        """See the base class; the aggregation changes what the final head gets."""
+        tokens = super().head_input(name, features)
+        return self.regions.fuse(tokens) if self.regions is not None and name == "cam" else tokens
+
+    def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
+        """Compute the losses of one step, then update the memory.
+
+        The memory is clustered before the losses, if that is due. The losses see the memory before
+        the step's update.
+
+        Source: official RCA code, the training script and the network's forward pass.
+        """
+        config = self.config
+        weights = {
+            "classification": 1.0,
+            "coarse_classification": config.coarse_weight,
+            "region_contrast": config.region_contrast.at(step),
+            **self.decoder_weights(step),
+        }
+        weights = {name: weight for name, weight in weights.items() if weight > 0}
+        draws = None
+        if self.regions is not None:
+            draws = self.regions.begin_step(batch, step, generator, "region_contrast" in weights)
+        outcome = self._outcome(
+            batch.images,
+            batch.class_labels,
+            batch.present,
+            batch.valid_box,
+            draws,
+            self.levels_of(batch.images, weights),
+            terms=frozenset(weights),
+        )
+        losses = outcome.losses
+        if outcome.decoder is not None and "energy" in weights:
+            losses["energy"] = self.energy(batch, outcome.decoder)
+        if self.regions is not None and outcome.update is not None:
+            self.regions.update_(outcome.update)
+        return StepOutput(losses, weights, outcome.counts)
+
+    def compile_step(self) -> None:
+        """See the base class. Clustering, update of the memory and energy stay outside."""
+        self._outcome = compile_graphs(self._outcome)  # type: ignore[method-assign]
+
+    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        """See the base class; ``aggregation.rate`` names the group of the aggregation."""
+        groups = group_parameters(self.backbone, [self.classifier, self.coarse], self.decoder)
+        return groups if self.regions is None else self.regions.join(groups)
+
+    def _outcome(
+        self,
+        images: Tensor,
+        class_labels: Tensor,
+        present: Tensor,
+        valid_box: Tensor,
+        draws: Draws | None,
+        levels: Tensor | None,
+        *,
+        terms: Collection[str],
+    ) -> _Outcome:
+        """Compute all losses in ``terms`` but the energy.
+
+        The function reads no value of a tensor, so that it can be compiled.
+
+        Args:
+            images: See :class:`toco.tensors.Batch` for this and the three that follow.
+            class_labels: Image-level labels.
+            present: Classes of each image.
+            valid_box: Image area.
+            draws: Random numbers of the contrast; ``None`` at steps without it.
+            levels: ``images`` as whole levels 0 to 255; ``None`` at steps where the decoder does
+                not learn.
+            terms: Losses with a weight at this step.
+        """
+        config, size_px = self.config, (images.shape[2], images.shape[3])
+        features = self.encode(images)
+        outputs = self.head_outputs(features, self.cam_heads())
+        class_logits = outputs["cam"].logits()
+        losses = {"classification": self.by_group(classification_loss, class_logits, class_labels)}
+        if "coarse_classification" in terms:
+            losses["coarse_classification"] = self.by_group(
+                classification_loss, outputs["aux_cam"].logits(), class_labels
+            )
+        counts: dict[str, Tensor] = {}
+        update = None
+        if self.regions is not None:
+            loss, update, counts = self.regions.contrast(
+                features.features,
+                features.aux_features,
+                outputs["aux_cam"].maps(),
+                class_logits,
+                size_px,
+                class_labels,
+                present,
+                valid_box,
+                draws,
+                self.group_size(len(images)),
+            )
+            if loss is not None:
+                losses["region_contrast"] = loss
+        if levels is None:
+            return _Outcome(losses, counts, None, update)
+        cams = self.cam_maps(images, config.cam_scales, config.cam_flip, ("cam",), present, outputs)
+        decoder = self.decoder_output(
+            features.features, cams["cam"], levels, class_labels, present, valid_box, terms
+        )
+        return _Outcome(losses | decoder.losses, counts | decoder.counts, decoder, update)
+
+
+def _build_head(
+    config: Config, in_channels: int, num_foreground_classes: int, *, private: bool
+) -> CamHead:
+    if config.class_maps == "linear":
+        return Classifier(in_channels, num_foreground_classes, config.pooling)
+    return ConvMaps(in_channels, num_foreground_classes, private, config.pooling)
