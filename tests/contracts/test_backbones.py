@@ -15,7 +15,7 @@ from toco.tensors import Batch, present_classes
 
 from tests.backbones.families import FAMILIES, twin  # isort: skip
 
-SMALLEST = {"vit": {"model": "vit_tiny_patch16_224"}}
+SMALLEST = {"vit": {"model": "vit_tiny_patch16_224"}, "resnet38": {"width_divisor": 16}}
 
 
 def entry(name):
@@ -126,13 +126,13 @@ def test_training_mode_draws_nothing(backbone):
     backbone.eval()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "vgg16", "resnet38"])
 def test_a_step_of_toco_reaches_every_parameter(name):
     """Patch token contrast and class token contrast on it, with finite
     gradients that are not zero.
     """
     torch.manual_seed(0)
-    backbone = twin(name)
+    backbone = twin(name) if name in FAMILIES else entry(name)
     patch = backbone.patch_size_px
     config = toco.Config(
         aux_block=backbone.depth - 2,

@@ -106,6 +106,8 @@ RUNS = {
     "tiles": {"inference.tile_px": 32, "inference.tile_overlap_px": 16},
     "half precision": {"precision": "bfloat16"},
     "another backbone": {"backbone.name": "swin", "method.aux_block": 9},
+    "stages of convolutions": {"backbone.name": "vgg16", "method.aux_block": 3},
+    "residual blocks": {"backbone.name": "resnet38", "method.name": "cam"},
     "small sigmas of an exact filter": {
         "inference.crf.filter_name": "exact",
         "inference.crf.position_sigma": 1e-12,

@@ -112,9 +112,12 @@ class Backbone(nn.Module, ABC):
 
     def norm_parameters(self) -> list[nn.Parameter]:
         """Parameters of the normalisation layers, which the optimizer keeps in their own group."""
-        from timm.layers.norm import RmsNorm
+        import toco.backbones._torchvision  # noqa: F401 - must come before timm
 
-        norms = (module for module in self.modules() if isinstance(module, (nn.LayerNorm, RmsNorm)))
+        from timm.layers.norm import RmsNorm  # isort: skip
+
+        kinds = (nn.LayerNorm, RmsNorm, nn.BatchNorm2d)
+        norms = (module for module in self.modules() if isinstance(module, kinds))
         return [parameter for norm in norms for parameter in norm.parameters()]
 
     def _prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -26,20 +26,29 @@ _BEGINNINGS = (
 """First bytes of files that people take for weights, and what such a file is."""
 # The first bytes of a zip archive, the format of torch files.
 _ZIP = b"PK\x03\x04"
-_HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
+_HEADS = (
+    "head.",
+    "head_dist.",
+    "fc_norm.",
+    "attn_pool.",
+    "pre_logits.",  # VGG of timm
+    "classifier.",  # VGG of torchvision
+    "fc8.",  # ResNet38 of psa
+)
 """Prefixes of tensors that only a classifier needs."""
 
 
 def load_file(
     model: nn.Module, path: Path, sha256: str | None = None, entry: str | None = None
 ) -> None:
-    """Load an encoder's weights into ``model``, a network of timm, without the heads.
+    """Load an encoder's weights into ``model`` without the heads.
 
     The file is a safetensors file, or a torch file that holds only tensors and containers (it is
     opened with ``weights_only=True``). A prefix that all names share, such as ``module.``, is
     removed. Position embeddings of another grid are interpolated bicubically. A file with other
     names than timm's (DINOv2, DINOv3, EVA, CLIP or Swin as their authors released them) is
-    converted by timm's own function.
+    converted by timm's own function. Counters of batch norms may be missing: nothing here reads
+    them.
 
     Args:
         model: The encoder.
@@ -63,11 +72,17 @@ def load_file(
     if not state.keys() & expected.keys():
         # Twice, because names of heads may have the prefix, or be the only names without it.
         state = without_shared_prefix(_without_heads(without_shared_prefix(state)))
+        # The encoder's own names may share a prefix, too, such as ``features.`` of a VGG.
+        own_names = dict(zip(without_shared_prefix(expected), expected, strict=True))
+        state = {own_names.get(name, name): value for name, value in state.items()}
     state = _without_heads(state)
     _check_finite(state, path)
     if "pos_embed" in state and "pos_embed" in expected:
         state["pos_embed"] = _fit_positions(state["pos_embed"], expected["pos_embed"], model)
-    if state.keys() != expected.keys():
+    counters = {name for name in expected if name.endswith(".num_batches_tracked")}
+    state = {name: expected[name] for name in counters} | state
+    # timm has a function of this kind for networks that embed patches.
+    if state.keys() != expected.keys() and hasattr(model, "patch_embed"):
         if state.keys() & expected.keys():
             released = state
         # With the names as they were released, because timm may recognise them by a prefix.
