@@ -29,7 +29,7 @@ def dense_crf(
     Args:
         images: Levels 0 to 255.
         probabilities: Probability of every class at every pixel, the start of the mean field.
-            Values below 1e-5 are raised to it.
+            Values below 1e-5 are raised to it; their sum need not be 1.
         config: Kernels and iterations.
     """
     name = config.resolved(images.device.type).filter_name
