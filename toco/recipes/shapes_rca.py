@@ -16,7 +16,7 @@ def recipe() -> RunConfig:
     return nano.model_copy(
         update={
             "method": rca.Config(
-                aux_block=None,
+                aux_block=9,
                 loss_group_size=None,
                 class_maps="linear",
                 pooling="max",
