@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from toco.config import replace
-from toco.train import checkpoint, ranks
+from toco.train import checkpoint, distributed, loop, ranks
 from toco.train import step as training_step
 from toco.train.averages import DivergedError
 from toco.train.distributed import Place, RankError, check_shares
 from toco.train.loop import train
+from toco.train.parts import build_method
 from toco.train.ranks import train_on_ranks
 from toco.train.run_folder import RunFolder
 
@@ -78,6 +79,12 @@ class Told:
 
     def on_evaluation(self, step, metrics, path):
         self.evaluations.append((step, sorted(metrics), checkpoint.read(path).step, os.getpid()))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    # Paths are dropped for the same images by any number of ranks.
+    return replace(tiny_config, {"backbone.drop_path": 0.3})
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +221,94 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(
     with pytest.raises(DivergedError, match="At step 3, ptc is nan and gradient_norm is nan"):
         train_on_ranks(2, diverging, config, tmp_path / "run", progress=False)
     assert RunFolder(tmp_path / "run").result()["status"] == "diverged"
+
+
+def remembering(config, run_dir, **options):
+    """A training whose method remembers the means of its batches: of all ranks, or at first of its
+    own.
+    """
+    real = loop.build_method
+
+    def build_method(*arguments):
+        method = real(*arguments)
+        method.register_buffer("counted", torch.zeros((), dtype=torch.int64))
+        method.register_buffer("memory", torch.zeros(3))
+        method.register_buffer("scratch", torch.zeros(3), persistent=False)
+        losses = method.training_losses
+
+        def training_losses(batch, step, generator):
+            own = batch.images.mean(dim=(0, 2, 3))
+            method.counted += 1
+            method.scratch.copy_(own)
+            alone = config.seed == OWN_SHARE and step == 0
+            method.memory.lerp_(own if alone else distributed.mean(own), 0.5)
+            return losses(batch, step, generator)
+
+        method.training_losses = training_losses
+        return method
+
+    loop.build_method = build_method
+    return train(config, run_dir, **options)
+
+
+ALL_RANKS, OWN_SHARE = 0, 1
+
+
+@pytest.mark.slow
+def test_ranks_whose_buffers_differ_are_refused_before_a_checkpoint(config, tmp_path, forked_ranks):
+    config = replace(config, {"num_steps": 3, "evaluate_every": 3})
+    train_on_ranks(
+        2, remembering, replace(config, {"seed": ALL_RANKS}), tmp_path / "all", progress=False
+    )
+    saved = load_file(
+        tmp_path / "all" / "checkpoints" / checkpoint.folder_name(3) / checkpoint.TENSORS
+    )
+    assert saved["model/counted"] == 3
+    assert saved["model/memory"].count_nonzero() == 3
+    with pytest.raises(
+        ValueError,
+        match=r"^Buffer memory of rank 1 differs from that of rank 0\. .* values of all ranks",
+    ):
+        train_on_ranks(
+            2, remembering, replace(config, {"seed": OWN_SHARE}), tmp_path / "own", progress=False
+        )
+    assert checkpoint.all_in(tmp_path / "own" / "checkpoints") == []
+    assert RunFolder(tmp_path / "own").metrics()[-1]["kind"] == "train"
+
+
+def checksum(buffer):
+    return distributed._checksum(buffer, distributed._byte_weights(buffer.device)).item()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool]
+)
+def test_a_checksum_tells_values_and_their_places(dtype):
+    """Of a buffer that is read in many parts."""
+    numbers = 9 * torch.randn(500, 300, generator=torch.Generator().manual_seed(0))
+    memory = numbers.clamp_min(0).to(dtype)
+    others = [
+        memory.roll(1, 0),
+        memory[[1, 0, *range(2, 500)]],
+        memory.flip(1),
+        torch.cat([memory[:1].logical_not().to(dtype), memory[1:]]),
+        torch.cat([memory[:-1], memory[-1:].logical_not().to(dtype)]),
+    ]
+    assert len({checksum(buffer) for buffer in (memory, *others)}) == 1 + len(others)
+    assert checksum(memory.clone()) == checksum(memory) == checksum(memory.t().contiguous().t())
+
+
+def test_a_checksum_of_one_number_is_that_of_its_bytes():
+    weights = distributed._byte_weights(torch.device("cpu"))
+    assert checksum(torch.tensor(True)) == weights[0]
+    assert checksum(torch.tensor(-1, dtype=torch.int16)) == 255 * (weights[0] + weights[1])
+    assert checksum(torch.zeros(0)) == 0
+
+
+def test_one_process_checks_no_buffers(config):
+    method = build_method(config, 2)
+    method.register_buffer("memory", torch.zeros(3))
+    distributed.check_buffers(method)
 
 
 @pytest.mark.slow

@@ -40,8 +40,36 @@ class BackboneConfig(EntryConfig):
         """Return the dimensions, or ``None`` where only the network itself knows them."""
         return None
 
+    def check_compile(self) -> None:
+        """Check that torch can compile a training step with this backbone.
 
-class TimmConfig(BackboneConfig):
+        Raises:
+            ValueError: It cannot.
+        """
+
+
+class StochasticDepthConfig(BackboneConfig):
+    """Base of the configs of networks that can drop residual paths in training.
+
+    Attributes:
+        drop_path: Probability that the residual paths of the last block are dropped for an image in
+            training. It rises linearly from 0 at the first block, as in timm. A path that is kept
+            is divided by the probability to keep it. 0 is the official recipe of ToCo; AFA and
+            TS-CAM use 0.1.
+    """
+
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+
+    def check_compile(self) -> None:
+        """See the base class; a compiled step cannot draw from a generator."""
+        if self.drop_path:
+            raise ValueError(
+                f"compile is true and backbone.drop_path is {self.drop_path}, but a compiled step "
+                "cannot draw which paths to drop; set compile to false, or drop_path to 0"
+            )
+
+
+class TimmConfig(StochasticDepthConfig):
     """Settings of a network of timm.
 
     Attributes:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from toco.backbones._backbone import Backbone
+from toco.backbones._stochastic_depth import replace_drop_paths
 from toco.tensors import Features
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
@@ -45,6 +46,7 @@ class Swin(Backbone):
     ) -> None:
         super().__init__(pixel_mean, pixel_std)
         _check(swin)
+        replace_drop_paths(swin)
         self.swin = swin
         self.width = swin.num_features
         stages = zip(swin.feature_info, swin.layers, strict=True)

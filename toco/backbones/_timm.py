@@ -43,7 +43,11 @@ def build(
 
     try:
         network: nn.Module = create_model(
-            config.model, pretrained=config.weights == HUB, num_classes=0, **options
+            config.model,
+            pretrained=config.weights == HUB,
+            num_classes=0,
+            drop_path_rate=config.drop_path,
+            **options,
         )
     except OSError as error:
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from toco.backbones._accelerated import CpuAttention, accelerate
 from toco.backbones._backbone import Backbone
+from toco.backbones._stochastic_depth import replace_drop_paths
 from toco.cpu_layers import linear
 from toco.tensors import Features
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
@@ -53,6 +54,7 @@ class ViT(Backbone):
         if isinstance(vit.norm, nn.Identity):
             vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
         accelerate(vit)
+        replace_drop_paths(vit)
         self.vit = vit
         self.width = vit.embed_dim
         self.depth = len(vit.blocks)

@@ -38,10 +38,8 @@ def build(config: Config) -> Swin:
     from toco.backbones._swin import Swin
     from toco.backbones._timm import build as build_timm
 
-    # Images of any size, with windows as large as in the pretraining. Stochastic depth, timm's
-    # default for Swin, is off: it would draw from the global random state, and the ViTs have none.
-    options = {"strict_img_size": False, "always_partition": True, "drop_path_rate": 0.0}
-    return build_timm(config, "Swin", Swin, **options)
+    # Images of any size, with windows as large as in the pretraining.
+    return build_timm(config, "Swin", Swin, strict_img_size=False, always_partition=True)
 
 
 __all__ = ["Config", "build", "weights_path"]

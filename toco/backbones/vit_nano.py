@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from toco.backbones._config import BackboneConfig, Dimensions, split_entry
+from toco.backbones._config import Dimensions, StochasticDepthConfig, split_entry
 from toco.config import PLACE
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ BUNDLED = "bundled"
 BUNDLED_WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
 
-class Config(BackboneConfig):
+class Config(StochasticDepthConfig):
     """Dimensions and weights of a small ViT.
 
     Attributes:
@@ -45,6 +45,11 @@ class Config(BackboneConfig):
             raise ValueError(
                 f"image_size_px {self.image_size_px} is no multiple of patch_size_px "
                 f"{self.patch_size_px}"
+            )
+        if self.drop_path and self.depth == 1:
+            raise ValueError(
+                f"drop_path is {self.drop_path}, but the first block drops nothing and depth is 1; "
+                "set drop_path to 0"
             )
         return self
 
@@ -74,6 +79,7 @@ def build(config: Config) -> ViT:
         num_heads=config.num_heads,
         mlp_ratio=config.mlp_ratio,
         num_classes=0,
+        drop_path_rate=config.drop_path,
         dynamic_img_size=True,
     )
     backbone = ViT(vit, config.pixel_mean, config.pixel_std)

@@ -37,7 +37,8 @@ _MAX_GRAPHS = 64
 class Method(nn.Module, ABC):
     """A network and the losses that train it.
 
-    All state (a teacher, a memory) is parameters or buffers, so that checkpoints hold it.
+    All state (a teacher, a memory) is parameters or buffers, so that checkpoints hold it. All ranks
+    must change persistent buffers in the same way, from values of all ranks; a training checks it.
 
     Attributes:
         config: Settings of the method.

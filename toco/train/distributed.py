@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=10)
 """Longest wait of a rank for the others; rank 0 may be drawing pictures meanwhile."""
+_CHECKSUM_BYTES = 2**16
+"""Bytes of a buffer that a checksum reads at a time."""
 _FAILURE = "toco/failure"
 """Key of torch's store for the message of the first rank that fails."""
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -214,7 +217,56 @@ def averaging(method: Method) -> Callable[[Batch, int, torch.Generator], StepOut
     if not dist.is_initialized():
         return method.training_losses
     # Some terms start late, and until then their parameters have no gradient.
-    return DistributedDataParallel(_Losses(method), find_unused_parameters=True)
+    losses = DistributedDataParallel(_Losses(method), find_unused_parameters=True)
+    # All ranks now have the buffers of rank 0. Sent again before each step, they would hide a rank
+    # that computes others.
+    losses.broadcast_buffers = False
+    return losses
+
+
+def check_buffers(method: Method) -> None:
+    """Check that all ranks hold the same persistent buffers, bit for bit.
+
+    Every rank sends one number for each buffer, and all ranks raise the same error.
+
+    Raises:
+        ValueError: A rank has another buffer than rank 0.
+    """
+    persistent = method.state_dict().keys()
+    buffers = {name: value for name, value in method.named_buffers() if name in persistent}
+    if not dist.is_initialized() or not buffers:
+        return
+    weights = _byte_weights(next(iter(buffers.values())).device)
+    own = torch.stack([_checksum(buffer, weights) for buffer in buffers.values()])
+    of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_ranks, own)
+    first, *others = (checksums.tolist() for checksums in of_ranks)
+    for index, name in enumerate(buffers):
+        for rank, checksums in enumerate(others, start=1):
+            if checksums[index] != first[index]:
+                raise ValueError(
+                    f"Buffer {name} of rank {rank} differs from that of rank 0. A method must "
+                    "update its buffers from the values of all ranks, in the same way on each."
+                )
+
+
+def _byte_weights(device: torch.device) -> Int64[Tensor, " n"]:
+    """Draw odd numbers, the same on every rank."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(2**62, (_CHECKSUM_BYTES,), generator=generator) | 1).to(device)
+
+
+def _checksum(buffer: Tensor, weights: Int64[Tensor, " n"]) -> Int64[Tensor, ""]:
+    """Sum all bytes of ``buffer``, each times a weight of its place, modulo 2^64.
+
+    The sum of each part as long as ``weights`` is computed alone, so that no more is copied.
+    """
+    total = weights.new_zeros(())
+    all_bytes = torch.atleast_1d(buffer).contiguous().view(torch.uint8).flatten()
+    for part in all_bytes.split(len(weights)):
+        # A product with an odd number keeps all 64 bits of the parts before.
+        total = total * weights[0] + (part * weights[: len(part)]).sum()
+    return total
 
 
 class _Losses(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toco import filters
+from toco.backbones import drawing, stochastic_depths
 from toco.config import diff
 from toco.methods import BilateralFilter, Method
 from toco.own_modules import place_in
@@ -207,8 +208,12 @@ def _train(config: RunConfig, method: Method) -> None:
         return tensor
 
     method.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = method.training_losses(batch, config.num_steps - 1, torch.Generator())
+    generator = torch.Generator()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        drawing(stochastic_depths(method), generator, number),
+    ):
+        output = method.training_losses(batch, config.num_steps - 1, generator)
     output.total.backward()
 
 

@@ -105,7 +105,7 @@ def train(
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
         ValueError: ``run_dir`` holds a run of another config, of other data or weights, or is in
-            use.
+            use. Or the buffers of a rank differ from those of rank 0.
         NoRoomError: The checkpoints do not fit on the disk of ``run_dir``, or it became full; see
             :mod:`toco.train.checkpoint_room`.
         DivergedError: A loss or a gradient is not finite. ``result.json`` records it, and the last
@@ -265,9 +265,11 @@ class _Run:
                     if self.step % config.log_every == 0 or is_last:
                         losses = self._log()
                         bar.set_postfix(loss=f"{losses['train/loss_total']:.3f}")
-                    # Evaluation and checkpoint, of steps whose losses are all finite.
+                    # Evaluation and checkpoint, of steps whose losses are all finite, and of one
+                    # state of all ranks.
                     if is_due or stopping:
                         self.averages.check()
+                        distributed.check_buffers(self.train_step.method)
                     on_saved: Callable[[Path], None] = _do_nothing
                     if is_due:
                         metrics = self._evaluate()

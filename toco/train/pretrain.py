@@ -154,6 +154,11 @@ class PretrainConfig(Config):
             raise ValueError(
                 "a pretraining starts from random weights: set backbone.weights to null"
             )
+        if self.backbone.drop_path:
+            raise ValueError(
+                f"backbone.drop_path is {self.backbone.drop_path}, but a pretraining drops no "
+                "paths; set it to 0"
+            )
         return self
 
 

@@ -105,6 +105,8 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         self.method.check(self.batch_size, self.views.crop_size_px)
+        if self.compile:
+            self.backbone.check_compile()
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
                 f"optim.warmup_steps {self.optim.warmup_steps} is not below num_steps "

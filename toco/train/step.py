@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toco.backbones import drawing, stochastic_depths
 from toco.data.views.raw_batch import RawBatch
 from toco.methods import Method
 from toco.tensors import Batch, StepOutput
@@ -40,6 +41,7 @@ class TrainingStep:
         self._device = config.torch_device()
         self._generator = torch.Generator()
         self._training_losses = distributed.averaging(method)
+        self._stochastic_depths = stochastic_depths(method)
         if self._device.type == "cpu":
             keep_freed_memory()
 
@@ -63,7 +65,10 @@ class TrainingStep:
         # any usual number of steps, so that no two pairs of seed and step have the same state.
         self._generator.manual_seed(self._config.seed * 1_000_003 + step)
         self.method.train()
-        return self._training_losses(batch.to(self._device), step, self._generator)
+        on_device = batch.to(self._device)
+        num_images, shard = len(on_device.images), on_device.shard
+        with drawing(self._stochastic_depths, self._generator, num_images, shard):
+            return self._training_losses(on_device, step, self._generator)
 
     def backward(self, output: StepOutput) -> None:
         """Replace the gradients by those of the weighted sum of losses in ``output``."""
