@@ -193,6 +193,8 @@ def test_steps_of_sgd_equal_those_of_a_second_implementation(settings):
         "head.norm.weight": 5.0,
         "head.norm.bias": 5.0 * of_bias,
         "head.bias_of_the_rest": 5.0,
+        "head.in_proj_bias": 5.0,
+        "decoder.early": 5.0,
         "decoder.late": 5.0,
         "bias": 5.0 * of_bias,
     }
@@ -203,7 +205,7 @@ def test_steps_of_sgd_equal_those_of_a_second_implementation(settings):
     groups = {
         "backbone": {name: p for name, p in parameters.items() if name.startswith("backbone")},
         "heads": {name: p for name, p in parameters.items() if name.startswith("head")},
-        "decoder": {name: parameters[name] for name in ("decoder.late", "bias")},
+        "decoder": {name: parameters[name] for name in ("decoder.early", "decoder.late", "bias")},
     }
     optimizer = build_optimizer(Parameters(groups), config)
     for step in range(9):
