@@ -31,7 +31,7 @@ from toco.losses.segmentation import segmentation_loss
 from toco.methods import toco
 from toco.tensors import Batch, StepOutput
 from toco.train.optim import groups_with_rates, set_lr
-from toco.train.run_config import OptimConfig
+from toco.train.optim_config import AdamWConfig
 from toco.types import IGNORE_INDEX
 
 
@@ -56,7 +56,7 @@ class PlainStep:
     """
 
     def __init__(
-        self, method: toco.ToCo, optim: OptimConfig, num_steps: int, *, energy: bool
+        self, method: toco.ToCo, optim: AdamWConfig, num_steps: int, *, energy: bool
     ) -> None:
         self.network = method
         self._config, self._optim, self._num_steps, self._energy = (
@@ -73,7 +73,7 @@ class PlainStep:
                 module.fused_attn = False  # type: ignore[assignment]
         groups: list[dict[str, Any]] = [
             {"params": group["params"], "peak_lr": group["peak_lr"]}
-            for group in groups_with_rates(method.parameter_groups(), optim, method.layers())
+            for group in groups_with_rates(method, optim)
         ]
         self._optimizer = torch.optim.AdamW(
             groups,

@@ -63,9 +63,7 @@ def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOu
     config = config.resolved()
     train_set, _ = open_data(config)
     method = build_method(config, len(train_set.class_names)).to(config.device)
-    train_step = TrainingStep(
-        method, build_optimizer(method.parameter_groups(), config.optim, method.layers()), config
-    )
+    train_step = TrainingStep(method, build_optimizer(method, config.optim), config)
     batches = itertools.cycle(
         list(build_loader(config, train_set).batches(start_step=0, num_steps=4))
     )
@@ -204,7 +202,7 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
     """
     device = config.torch_device()
     method = build_method(config, num_foreground_classes).to(device)
-    optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
+    optimizer = build_optimizer(method, config.optim)
     # One update with zero gradients: it makes the optimizer's state, which checkpoints contain.
     fill_missing_gradients(optimizer)
     optimizer.step()

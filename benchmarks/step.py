@@ -38,6 +38,7 @@ from toco.losses.dense_energy import dense_energy_loss
 from toco.methods import toco
 from toco.tensors import Batch
 from toco.train.optim import build_optimizer
+from toco.train.optim_config import AdamWConfig
 from toco.train.parts import build_method
 from toco.train.run_config import RunConfig
 from toco.train.step import TrainingStep
@@ -113,8 +114,9 @@ def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | T
     """
     method, config = prepared.method, prepared.config
     if name == "plain":
-        return PlainStep(method, config.optim, config.num_steps, energy=setting.energy)
-    optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
+        optim = cast(AdamWConfig, config.optim)
+        return PlainStep(method, optim, config.num_steps, energy=setting.energy)
+    optimizer = build_optimizer(method, config.optim)
     return TrainingStep(method, optimizer, config)
 
 

@@ -43,7 +43,8 @@ from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.train import dry_run
-from toco.train.run_config import OptimConfig, RunConfig
+from toco.train.optim_config import AdamWConfig
+from toco.train.run_config import RunConfig
 
 # A busy machine is no fault of the code: the time of an example has no limit but that of its test.
 settings.register_profile("toco", deadline=None)
@@ -178,7 +179,7 @@ def tiny_config(data_root: Path) -> RunConfig:
             segmentation=toco.Term(weight=0.1, start_step=2),
             energy=toco.Term(weight=0.05, start_step=2),
         ),
-        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        optim=AdamWConfig(lr=1e-3, warmup_steps=2),
         evaluate=EvaluateConfig(
             size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=0
         ),

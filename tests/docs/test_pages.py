@@ -275,14 +275,14 @@ def check_study(words, command):
 
 @cache
 def configs():
-    """Every recipe, and one of them with each data set, backbone and method."""
+    """Every recipe, and one of them with each data set, backbone and method, and with SGD."""
     recipes = [load("toco.recipes", name).recipe() for name in available("toco.recipes")]
     others = [
         replace(recipes[-1], {f"{section}.name": name})
         for section, package in (("data", "data"), ("backbone", "backbones"), ("method", "methods"))
         for name in available(f"toco.{package}")
     ]
-    return [*recipes, *others]
+    return [*recipes, *others, replace(recipes[-1], {"optim.name": "sgd"})]
 
 
 def accepting(changes):

@@ -15,8 +15,9 @@ from toco.config import digest
 from toco.data import ViewsConfig, shapes
 from toco.methods import toco
 from toco.train import checkpoint
+from toco.train.optim_config import AdamWConfig
 from toco.train.parts import build_method
-from toco.train.run_config import OptimConfig, RunConfig
+from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 
 CLASS_NAMES = ("disc", "star", "moon")
@@ -88,7 +89,7 @@ def make_run(path: Path, backbone: BackboneConfig, **changes: Any) -> None:
         views=ViewsConfig(crop_size_px=32),
         backbone=backbone,
         method=toco.Config(aux_block=0, local_crop_size_px=16, decoder_width=8, decoder_dilation=2),
-        optim=OptimConfig(warmup_steps=1),
+        optim=AdamWConfig(warmup_steps=1),
         num_steps=STEP,
         batch_size=2,
         evaluate_every=STEP,

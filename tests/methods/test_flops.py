@@ -16,7 +16,7 @@ from benchmarks._flops import count_flops
 from benchmarks._made_up import generated_batch
 from toco.backbones import vit, vit_nano
 from toco.methods import toco
-from toco.train.run_config import OptimConfig
+from toco.train.optim_config import AdamWConfig
 
 VOC = toco.Config(energy=toco.Term(weight=0))
 FULL, WARM_UP = VOC.segmentation.start_step, 0
@@ -162,7 +162,7 @@ def test_both_steps_do_the_arithmetic_of_the_formula(monkeypatch):
         width=96, depth=3, num_heads=3, patch_size_px=16, image_size_px=64, weights=None
     )
     ours = toco.build(config, vit_nano.build(backbone), CLASSES)
-    plain = _steps.PlainStep(copy.deepcopy(ours), OptimConfig(), 20_000, energy=False)
+    plain = _steps.PlainStep(copy.deepcopy(ours), AdamWConfig(), 20_000, energy=False)
     batch = generated_batch(2, 96, CLASSES, seed=0)
     formula = Formula(96, 3, 16, config)
 

@@ -15,7 +15,7 @@ from toco.cam.par import neighbour_affinity, propagate
 from toco.methods import _toco, toco
 from toco.recipes import shapes_nano
 from toco.train.optim import build_optimizer
-from toco.train.run_config import OptimConfig
+from toco.train.optim_config import AdamWConfig
 from toco.train.step import TrainingStep
 
 SIZE, LOCAL, CLASSES, BATCH, START, NUM_STEPS = 96, 32, 20, 4, 1600, 2000
@@ -74,11 +74,11 @@ def both(method, batch, dtype):
         view: getattr(batch, view).to(dtype)
         for view in ("images", "second_view", "crop_source", "class_labels")
     }
-    plain = _steps.PlainStep(copy.deepcopy(method), OptimConfig(), NUM_STEPS, energy=True)
-    optimizer = build_optimizer(method.parameter_groups(), OptimConfig())
+    plain = _steps.PlainStep(copy.deepcopy(method), AdamWConfig(), NUM_STEPS, energy=True)
+    optimizer = build_optimizer(method, AdamWConfig())
     config = shapes_nano.recipe().model_copy(
         update={
-            "optim": OptimConfig(),
+            "optim": AdamWConfig(),
             "num_steps": NUM_STEPS,
             "method": method.config,
             "device": "cpu",

@@ -11,7 +11,7 @@ from toco.methods import _method, _toco
 from toco.official.names import official_name
 from toco.tensors import Batch, present_classes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
-from toco.train.run_config import OptimConfig
+from toco.train.optim_config import AdamWConfig
 
 NUM_STEPS = 20_000
 LOSSES = {
@@ -25,11 +25,11 @@ LOSSES = {
 
 
 def optimizer_of(method):
-    return build_optimizer(method.parameter_groups(), OptimConfig())
+    return build_optimizer(method, AdamWConfig())
 
 
 def step_with(method, optimizer, batch, step):
-    set_lr(optimizer, step, NUM_STEPS, OptimConfig())
+    set_lr(optimizer, step, NUM_STEPS, AdamWConfig())
     output = method.training_losses(batch, step, torch.Generator())
     optimizer.zero_grad(set_to_none=True)
     output.total.backward()

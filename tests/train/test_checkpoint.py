@@ -42,6 +42,60 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(expected, other.parameters(), strict=True))
 
 
+class LateNetwork(nn.Module):
+    """The second of two layers joins at a step, and gets its first gradient there."""
+
+    def __init__(self, starts_at):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.late = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.starts_at = starts_at
+
+    def forward(self, x, step):
+        return self.late(self.first(x)) if step >= self.starts_at else self.first(x)
+
+
+def sgd_of(model):
+    return torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1
+    )
+
+
+def train_from(model, optimizer, start, stop):
+    for step in range(start, stop):
+        optimizer.zero_grad(set_to_none=True)
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        (model(x, step) ** 2).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("saved_at", range(1, 6))
+@pytest.mark.parametrize("is_used", [False, True], ids=["new", "used"])
+def test_sgd_goes_on_bit_for_bit_before_and_after_the_first_gradient(tmp_path, saved_at, is_used):
+    model = LateNetwork(starts_at=3)
+    optimizer = sgd_of(model)
+    train_from(model, optimizer, 0, saved_at)
+    path = save(tmp_path, saved_at, model, optimizer)
+    saved = checkpoint.read(path)
+    momenta = {f"momentum_buffer/{name}" for name in ("first.weight", "first.bias")}
+    if saved_at > 3:
+        momenta |= {f"momentum_buffer/{name}" for name in ("late.weight", "late.bias")}
+    assert saved.part("optimizer").keys() == momenta
+    train_from(model, optimizer, saved_at, 6)
+
+    other = LateNetwork(starts_at=3)
+    other_optimizer = sgd_of(other)
+    if is_used:  # momentum of another training, which must be gone
+        train_from(other, other_optimizer, 2, 6)
+    checkpoint.restore(saved, other, other_optimizer)
+    train_from(other, other_optimizer, saved_at, 6)
+    for name, parameter in model.named_parameters():
+        theirs = other.get_parameter(name)
+        assert torch.equal(parameter, theirs), name
+        states = optimizer.state[parameter], other_optimizer.state[theirs]
+        assert torch.equal(*(state["momentum_buffer"] for state in states)), name
+
+
 def test_extra_parts_come_back(tmp_path):
     model, optimizer = network()
     path = checkpoint.save(

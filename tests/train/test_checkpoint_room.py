@@ -11,10 +11,13 @@ import torch
 from safetensors import SafetensorError
 
 from toco.files import is_no_room
+from toco.methods import Method
 from toco.room import NoRoomError
 from toco.train import checkpoint
 from toco.train.checkpoint_room import check_room, checkpoint_bytes, explain_disk_errors
 from toco.train.loop import train
+from toco.train.optim import build_optimizer
+from toco.train.optim_config import AdamWConfig, SgdConfig
 from toco.train.run_folder import RunFolder
 
 
@@ -36,10 +39,30 @@ def finished(config, tmp_path_factory):
     return run_dir
 
 
-def test_the_bytes_of_a_checkpoint_are_known_before_the_first(tmp_path):
-    model = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.BatchNorm1d(200))
-    optimizer = torch.optim.AdamW(model.parameters())
-    expected = checkpoint_bytes(model, optimizer)
+class Network(Method):
+    def __init__(self):
+        super().__init__()
+        self.network = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.BatchNorm1d(200))
+
+    def forward(self, x):
+        return self.network(x)
+
+    def parameter_groups(self):
+        return {"backbone": list(self.parameters())}
+
+
+Network.__abstractmethods__ = frozenset()
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [AdamWConfig(), SgdConfig(), SgdConfig(momentum=0.0, nesterov=False)],
+    ids=["adamw", "sgd", "sgd without momentum"],
+)
+def test_the_bytes_of_a_checkpoint_are_known_before_the_first(tmp_path, optim):
+    model = Network()
+    optimizer = build_optimizer(model, optim)
+    expected = checkpoint_bytes(model, optimizer, optim)
     model(torch.zeros(2, 300)).sum().backward()
     optimizer.step()
     written = checkpoint.save(tmp_path, 1, "digest", model, optimizer, {}) / checkpoint.TENSORS

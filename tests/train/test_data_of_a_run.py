@@ -10,6 +10,7 @@ from toco.commands.train import _coverage
 from toco.config import digest, replace
 from toco.train.inputs import open_data
 from toco.train.loop import train
+from toco.train.parts import build_loader
 from toco.train.run_folder import RunFolder
 
 
@@ -47,6 +48,19 @@ def test_an_image_in_both_splits_is_refused_before_anything_is_made(overlapping,
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="1 of 5 validation images also in training"):
         config_inputs(overlapping)  # what a plan of a study asks first
+
+
+def test_without_shuffling_every_epoch_follows_the_list(tiny_config):
+    config = replace(tiny_config, {"shuffle": False, "batch_size": 8})
+    train_set, _ = open_data(config)
+    (first, second), (shuffled,) = (
+        [batch.names for batch in build_loader(run, train_set).batches(0, number)]
+        for run, number in ((config, 2), (replace(config, {"shuffle": True}), 1))
+    )
+    # 12 images make one batch of 8; the last four are never seen.
+    assert first == second == tuple(f"image{i:02}" for i in range(8))
+    assert shuffled != first
+    assert digest(config) != digest(replace(config, {"shuffle": True}))
 
 
 def test_what_is_allowed_is_printed_and_recorded(overlapping, tmp_path, caplog):

@@ -55,7 +55,9 @@ def assert_same_tensors(left, right, step):
         for run_dir in (left, right)
     )
     assert left.keys() == right.keys()
-    for part in ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/"):
+    moments = {name.split("/")[1] for name in left if name.startswith("optimizer/")} - {"step"}
+    assert moments in ({"exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
+    for part in ("model/", *(f"optimizer/{moment}/" for moment in moments)):
         names = [name for name in left if name.startswith(part)]
         ours, theirs = (
             torch.cat([state[name].double().flatten() for name in names]) for state in (left, right)
@@ -121,6 +123,17 @@ def test_two_ranks_compute_what_one_process_does(config, alone, tmp_path):
         (s, s, os.getpid()) for s in (2, 4, 6)
     ]
     assert told.evaluations[-1][1] == sorted(result.metrics)
+
+
+@pytest.mark.slow
+def test_two_ranks_with_sgd_skip_the_same_parameters_as_one_process(config, tmp_path):
+    sgd = replace(config, {"optim.name": "sgd", "shuffle": False})
+    train(sgd, tmp_path / "alone", progress=False)
+    train_on_ranks(2, train, sgd, tmp_path / "two", progress=False)
+    assert_same_rows(tmp_path / "two", tmp_path / "alone")
+    # The decoder has no gradient, and so no momentum, before step 2.
+    for step in (2, 4, 6):
+        assert_same_tensors(tmp_path / "two", tmp_path / "alone", step)
 
 
 @pytest.mark.slow

@@ -134,6 +134,13 @@ def test_the_config_of_the_tests_runs(tiny_config):
     check_can_run(tiny_config)
 
 
+def test_a_training_with_sgd_is_checked_as_any_other():
+    sgd = replace(BASE, {"optim.name": "sgd"})
+    check_can_run(sgd, BASE)
+    with pytest.raises(ValueError, match=r"(?s)be frozen.*names 4 layers.*frozen_layers=5"):
+        check_can_run(replace(sgd, {"optim.frozen_layers": 5}), BASE)
+
+
 def test_layer_decay_of_a_backbone_without_layers_is_refused(monkeypatch):
     config = replace(BASE, {"optim.layer_decay": 0.5})
     check_can_run(config, BASE)
@@ -220,6 +227,7 @@ def test_configs_of_the_same_sizes_are_checked_once(monkeypatch):
     checked = []
     monkeypatch.setattr(dry_run, "check_can_run", lambda config, recipe: checked.append(config))
     same = [replace(BASE, {"seed": seed, "optim.lr": 1e-4 * (seed + 1)}) for seed in range(3)]
+    same += [replace(BASE, {"shuffle": False})]
     same += [
         replace(BASE, {"method.ptc.weight": weight, "method.temperature": weight})
         for weight in (0.1, 0.2)

@@ -100,6 +100,19 @@ def test_a_forked_training_equals_the_unforked_one_bit_for_bit(
     ]
 
 
+def test_a_forked_training_with_sgd_begins_the_momentum_of_late_terms_itself(late, tmp_path):
+    late = replace(late, {"optim.name": "sgd"})
+    other = replace(late, {"method.segmentation.weight": 0.7})
+    train(late, tmp_path / "first", progress=False, prefixes=tmp_path / "prefixes")
+    train(other, tmp_path / "alone", progress=False)
+    train(other, tmp_path / "forked", progress=False, prefixes=tmp_path / "prefixes")
+    folder = RunFolder(tmp_path / "forked")
+    assert folder.provenance()["forked_at"] == prefix_step(late.resolved())
+    assert content(tmp_path / "forked") == content(tmp_path / "alone")
+    assert same_checkpoint(tmp_path / "forked", tmp_path / "alone")
+    assert prefix_digest(late, 2) != prefix_digest(replace(late, {"optim.momentum": 0.8}), 2)
+
+
 class CrashError(Exception):
     pass
 

@@ -230,6 +230,7 @@ def test_a_damaged_newest_checkpoint_costs_only_itself(config, finished, tmp_pat
         ({"batch_size": 5}, "not a multiple of method.loss_group_size 2"),
         ({"method.local_crop_size_px": 64}, "larger than views.crop_size_px 32"),
         ({"optim.warmup_steps": 6}, "is not below num_steps 6"),
+        ({"optim.name": "sgd", "optim.drop_steps": [4, 6]}, "not all below num_steps 6"),
         ({"method.low_threshold": 0.8}, "above high_threshold"),
         ({"method.name": "tocco"}, "Did you mean 'toco'"),
     ],
@@ -280,6 +281,31 @@ def test_a_run_with_frozen_layers_resumes_bit_for_bit(config, tmp_path):
     whole, again = tensors(tmp_path / "whole", 6), tensors(tmp_path / "again", 6)
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("interrupted_at", [2, 4])
+def test_a_run_with_sgd_resumes_bit_for_bit(config, tmp_path, interrupted_at):
+    # The decoder joins at step 2: its first gradient may come after the resume.
+    sgd = replace(config, {"optim.name": "sgd", "optim.drop_steps": [3, 5]})
+    train(sgd, tmp_path / "whole", progress=False)
+    with pytest.raises(CrashError):
+        train(sgd, tmp_path / "again", progress=False, observer=InterruptAt(interrupted_at))
+    decoder = "optimizer/momentum_buffer/decoder."
+    joined = any(name.startswith(decoder) for name in tensors(tmp_path / "again", interrupted_at))
+    assert joined == (interrupted_at > 2)
+    torch.manual_seed(12345)
+    train(sgd, tmp_path / "again", progress=False, resume=True)
+    assert rows(tmp_path / "again") == rows(tmp_path / "whole")
+    rates = [
+        row["values"]["train/lr"] for row in rows(tmp_path / "whole") if row["kind"] == "train"
+    ]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    whole, again = tensors(tmp_path / "whole", 6), tensors(tmp_path / "again", 6)
+    assert whole.keys() == again.keys()
+    assert any(name.startswith(decoder) for name in whole)
+    assert not any("exp_avg" in name for name in whole)
+    different = [name for name in whole if not torch.equal(whole[name], again[name])]
+    assert different in ([], ["averages/train/step_time_s"])
 
 
 def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):

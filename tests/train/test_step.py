@@ -76,7 +76,7 @@ def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
 @pytest.fixture
 def train_step():
     method = TwoWeights().eval()
-    return TrainingStep(method, build_optimizer(method.parameter_groups(), CONFIG.optim), CONFIG)
+    return TrainingStep(method, build_optimizer(method, CONFIG.optim), CONFIG)
 
 
 def test_an_update_takes_the_rate_of_its_step_and_gives_losses_and_the_norm_of_all_gradients(
@@ -98,6 +98,23 @@ def test_a_weight_without_a_gradient_counts_its_steps(train_step):
     assert (
         train_step.optimizer.state[second]["step"] == train_step.optimizer.state[first]["step"] == 1
     )
+
+
+def test_sgd_skips_a_weight_without_a_gradient():
+    config = replace(CONFIG, {"optim.name": "sgd", "optim.lr": 0.1, "optim.weight_decay": 0.5})
+    method = TwoWeights()
+    with torch.no_grad():
+        method.weights[1].fill_(2.0)
+    train_step = TrainingStep(method, build_optimizer(method, config.optim), config)
+    first, second = method.weights
+    _, norm = train_step(BATCH, 0)
+    assert norm.item() == pytest.approx(3.0)
+    assert first.item() == pytest.approx(-0.1 * (3 + 0.9 * 3))
+    # Neither a decay, nor a momentum.
+    assert second.item() == 2.0
+    assert second not in train_step.optimizer.state
+    train_step(BATCH, 50)
+    assert second.item() == pytest.approx(2.0 - 0.1 * 1.9 * (4 + 0.5 * 2.0))
 
 
 def test_gradients_of_an_earlier_step_are_gone(train_step):

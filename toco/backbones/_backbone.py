@@ -99,8 +99,8 @@ class Backbone(nn.Module, ABC):
         """Parameters from the input to the output: of the embedding, then of each block.
 
         The final norm belongs to the last block. The order serves ``layer_decay`` and
-        ``frozen_layers`` of :class:`toco.train.run_config.OptimConfig`. An empty list says that
-        the backbone has no such order.
+        ``frozen_layers`` of :class:`toco.train.optim_config.BaseOptimConfig`. An empty list says
+        that the backbone has no such order.
         """
         return []
 

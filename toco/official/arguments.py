@@ -110,7 +110,10 @@ _NOTES = {
     ),
     "num_classes": "has no counterpart: the classes are those of the data set",
     "ignore_index": "has no counterpart: void is 255 in every mask",
-    "optimizer": "has no counterpart: AdamW with warm-up and polynomial decay is the only one",
+    "optimizer": (
+        "has no counterpart: AdamW with warm-up and polynomial decay, optim.name=adamw, is the "
+        "only one of the official code"
+    ),
     "backend": "has no counterpart: it follows from the device",
     "local_rank": "has no counterpart: torchrun sets it",
     "save_ckpt": "has no counterpart: a checkpoint is kept at every evaluation",

@@ -28,7 +28,8 @@ from toco.data import ViewsConfig, coco
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.predict.config import InferenceConfig
-from toco.train.run_config import OptimConfig, RunConfig
+from toco.train.optim_config import AdamWConfig
+from toco.train.run_config import RunConfig
 
 
 def recipe() -> RunConfig:
@@ -65,7 +66,7 @@ def recipe() -> RunConfig:
             energy=toco.Term(weight=0.05, start_step=8001),
             aux_pseudo_labels_until_step=12_001,
         ),
-        optim=OptimConfig(
+        optim=AdamWConfig(
             lr=6e-5,
             head_lr_multiplier=10.0,
             weight_decay=0.01,

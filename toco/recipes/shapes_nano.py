@@ -11,7 +11,8 @@ from toco.backbones import vit_nano
 from toco.data import ColourConfig, ViewsConfig, shapes
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
-from toco.train.run_config import OptimConfig, RunConfig
+from toco.train.optim_config import AdamWConfig
+from toco.train.run_config import RunConfig
 
 
 def recipe() -> RunConfig:
@@ -56,7 +57,7 @@ def recipe() -> RunConfig:
             segmentation=toco.Term(weight=0.1, start_step=180),
             energy=toco.Term(weight=0.05, start_step=180),
         ),
-        optim=OptimConfig(
+        optim=AdamWConfig(
             lr=8e-4,
             head_lr_multiplier=8.0,
             layer_decay=0.3,

@@ -20,7 +20,8 @@ from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.predict.config import InferenceConfig
-from toco.train.run_config import OptimConfig, RunConfig
+from toco.train.optim_config import AdamWConfig
+from toco.train.run_config import RunConfig
 
 
 def recipe() -> RunConfig:
@@ -57,7 +58,7 @@ def recipe() -> RunConfig:
             segmentation=toco.Term(weight=0.1, start_step=2001),
             energy=toco.Term(weight=0.05, start_step=2001),
         ),
-        optim=OptimConfig(
+        optim=AdamWConfig(
             lr=6e-5,
             head_lr_multiplier=10.0,
             weight_decay=0.01,

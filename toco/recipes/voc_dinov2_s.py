@@ -19,7 +19,8 @@ from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.predict.config import InferenceConfig
-from toco.train.run_config import OptimConfig, RunConfig
+from toco.train.optim_config import AdamWConfig
+from toco.train.run_config import RunConfig
 
 
 def recipe() -> RunConfig:
@@ -64,7 +65,7 @@ def recipe() -> RunConfig:
             segmentation=toco.Term(weight=0.1, start_step=200),
             energy=toco.Term(weight=0.05, start_step=200),
         ),
-        optim=OptimConfig(
+        optim=AdamWConfig(
             lr=3e-5,
             head_lr_multiplier=300.0,
             layer_decay=0.7,

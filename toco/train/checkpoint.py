@@ -382,18 +382,13 @@ def restore(
     load_model(checkpoint, model)
     if optimizer is None:
         return
-    moments = checkpoint.part("optimizer")
-    for name, parameter in model.named_parameters():
-        entries = {
-            key: moments[f"{key}/{name}"]
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{key}/{name}" in moments
-        }
-        if entries:
-            # The fused optimizer keeps its step count on the parameter's device, too.
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) for key, value in entries.items()
-            }
+    parameters = dict(model.named_parameters())
+    # A parameter that had no gradient yet has no state: SGD begins its momentum with the first one.
+    optimizer.state.clear()
+    for entry, value in checkpoint.part("optimizer").items():
+        key, _, name = entry.partition("/")
+        # The fused optimizer keeps its step count on the parameter's device, too.
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
     random = checkpoint.part("random")
     if "cpu" not in random:
         raise CheckpointError(

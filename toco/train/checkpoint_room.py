@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from toco.files import is_no_room, printable
 from toco.room import NoRoomError, sentence_of, shortage
+from toco.train.optim_config import OptimConfig
 
 _TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Compute the bytes of a checkpoint: model and AdamW's two moments."""
+def checkpoint_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig
+) -> int:
+    """Compute the bytes of a checkpoint: the model, and the moments of all trained parameters."""
     trained: list[Tensor] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]
-    tensors: list[Tensor] = [*model.state_dict().values(), *trained, *trained]
+    tensors: list[Tensor] = [*model.state_dict().values(), *trained * config.num_moments()]
     return sum(value.nbytes for value in tensors)
 
 

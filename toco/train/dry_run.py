@@ -79,7 +79,7 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     part(
         "The learning rates cannot be set",
         ("optim.", *always),
-        lambda: groups_with_rates(method.parameter_groups(), config.optim, method.layers()),
+        lambda: groups_with_rates(method, config.optim),
     )
     part(
         "A training step cannot be computed",

@@ -123,10 +123,10 @@ def train(
     method = build_method(config, len(train_set.class_names)).to(device)
     if config.compile:
         method.compile_step()
-    optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
+    optimizer = build_optimizer(method, config.optim)
     loader = build_loader(config, train_set, shard)
 
-    size = checkpoint_bytes(method, optimizer)
+    size = checkpoint_bytes(method, optimizer, config.optim)
     with folder.locked() if shard.rank == 0 else nullcontext(), explain_disk_errors(run_dir, size):
         # Run folder: begin a new run, or find the one to resume.
         start_checkpoint, snapshots = None, None

@@ -25,6 +25,7 @@ def build_loader(config: RunConfig, train_set: Dataset, shard: Shard = Shard()) 
         pin_memory=config.torch_device().type == "cuda",
         shard=shard,
         extra_views=config.method.extra_views(),
+        shuffle=config.shuffle,
     )
 
 

@@ -13,6 +13,7 @@ from toco.evaluate import EvaluateConfig
 from toco.methods import MethodConfig
 from toco.predict.config import InferenceConfig
 from toco.registry import choice
+from toco.train.optim_config import AdamWConfig, OptimConfig
 
 if TYPE_CHECKING:
     import torch
@@ -21,41 +22,6 @@ if TYPE_CHECKING:
 def _run_only(default: Any, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's own Field
     """Declare a field without effect on results, which no digest contains."""
     return Field(default=default, json_schema_extra={RUN_ONLY: True}, **limits)
-
-
-class OptimConfig(Config):
-    """AdamW with linear warm-up and polynomial decay.
-
-    Attributes:
-        lr: Peak rate of the backbone, per step.
-        head_lr_multiplier: Rate of classifiers, projection and decoder, in multiples of ``lr``.
-        layer_decay: Rate of each block of the backbone, in multiples of the next block's. The last
-            block has ``lr``, and the embedding counts as the block before the first. 1 is the
-            official recipe. Lower values keep what pretraining taught the first blocks, as in the
-            fine-tuning of BEiT and MAE.
-        frozen_layers: Number of first layers that keep their initial weights, in the order of
-            :meth:`toco.backbones.Backbone.layers`. 1 freezes the embedding, and ``n`` the first
-            ``n - 1`` blocks, too. A step is faster, because no gradient passes through these
-            layers.
-        weight_decay: Decoupled weight decay; as officially, on norms and biases, too.
-        betas: Decay rates of AdamW's moments.
-        epsilon: Added to the denominator of AdamW's update.
-        warmup_steps: Steps of linear warm-up.
-        warmup_ratio: Fraction of ``lr`` at which the warm-up starts.
-        power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up
-            ends.
-    """
-
-    lr: float = Field(default=6e-5, gt=0)
-    head_lr_multiplier: float = Field(default=10.0, gt=0)
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    frozen_layers: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = Field(default=1e-8, gt=0)
-    warmup_steps: int = Field(default=1500, ge=0)
-    warmup_ratio: float = Field(default=1e-6, ge=0, le=1)
-    power: float = Field(default=0.9, gt=0)
 
 
 class RunConfig(Config):
@@ -71,6 +37,9 @@ class RunConfig(Config):
         num_steps: Optimizer updates.
         batch_size: Images per update, over all devices together.
         seed: Seed of initial weights, order of images, views and losses.
+        shuffle: Whether every epoch has another order of the images. ``false`` keeps the order of
+            the data set, as the official RCA; its last ``len % batch_size`` images are then never
+            seen. See :class:`toco.data.loading.loader.TrainLoader`.
         precision: ``bfloat16`` autocasts the passes through the network; losses are always float32.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
         inference: How the trained network segments images, in ``test`` and in all predictions.
@@ -88,11 +57,12 @@ class RunConfig(Config):
     views: ViewsConfig = ViewsConfig()
     backbone: choice("toco.backbones", BackboneConfig)  # type: ignore[valid-type]
     method: choice("toco.methods", MethodConfig)  # type: ignore[valid-type]
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = AdamWConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     num_steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     seed: int = Field(default=0, ge=0, lt=MAX_SEED)
+    shuffle: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluate_every: int = Field(gt=0)
     inference: InferenceConfig = _run_only(InferenceConfig())
@@ -107,11 +77,7 @@ class RunConfig(Config):
         self.method.check(self.batch_size, self.views.crop_size_px)
         if self.compile:
             self.backbone.check_compile()
-        if self.optim.warmup_steps >= self.num_steps:
-            raise ValueError(
-                f"optim.warmup_steps {self.optim.warmup_steps} is not below num_steps "
-                f"{self.num_steps}; shorten the warm-up"
-            )
+        self.optim.check(self.num_steps)
         return self
 
     def torch_device(self) -> torch.device:

@@ -17,6 +17,7 @@ from toco.tensors import Batch, StepOutput
 from toco.train import distributed
 from toco.train.freed_memory import keep_freed_memory
 from toco.train.optim import fill_missing_gradients, set_lr
+from toco.train.optim_config import AdamWConfig
 from toco.train.run_config import RunConfig
 
 
@@ -81,9 +82,12 @@ class TrainingStep:
         The norm is not finite as soon as one gradient is not.
         """
         set_lr(self.optimizer, step, self._config.num_steps, self._config.optim)
-        fill_missing_gradients(self.optimizer)
+        # SGD skips parameters without a gradient, as torch does and the official RCA.
+        if isinstance(self._config.optim, AdamWConfig):
+            fill_missing_gradients(self.optimizer)
         groups = self.optimizer.param_groups
-        gradients = [parameter.grad for group in groups for parameter in group["params"]]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step()
         return norm

@@ -117,7 +117,7 @@ class _Steps:
     """Take real steps of a training, in any order, and store their loss terms and times."""
 
     def __init__(self, config: RunConfig, method: Method, loader: TrainLoader) -> None:
-        self.optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
+        self.optimizer = build_optimizer(method, config.optim)
         self._train_step = TrainingStep(method, self.optimizer, config)
         self._num_steps = config.num_steps
         self._device = config.torch_device()
@@ -243,10 +243,11 @@ def _same_evaluation(first: RunConfig, second: RunConfig) -> bool:
         "device",
         "precision",
     )
-    # A checkpoint has no moments of frozen layers.
-    return first.optim.frozen_layers == second.optim.frozen_layers and all(
-        getattr(first, name) == getattr(second, name) for name in shared
-    )
+    # A checkpoint holds the optimizer's moments, but none of frozen layers.
+    return all(getattr(first, name) == getattr(second, name) for name in shared) and (
+        first.optim.frozen_layers,
+        first.optim.num_moments(),
+    ) == (second.optim.frozen_layers, second.optim.num_moments())
 
 
 def _bytes(path: Path) -> int:

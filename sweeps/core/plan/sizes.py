@@ -17,6 +17,7 @@ _WITHOUT_SIZE = (
     "data.",
     "optim.",
     "seed",
+    "shuffle",
     "device",
     "num_workers",
     "log_every",

@@ -121,6 +121,42 @@ def test_an_epoch_shows_every_image_once_and_epochs_differ(dataset: Dataset) -> 
     assert len(set(epochs)) > 1
 
 
+def test_without_shuffling_every_epoch_has_the_order_of_the_data_set(dataset: Dataset) -> None:
+    assert len(dataset) == 5
+
+    def names(loader: TrainLoader, start: int, number: int) -> list[tuple[str, ...]]:
+        return [batch.names for batch in loader.batches(start, number)]
+
+    loader = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, shuffle=False)
+    assert loader.steps_per_epoch == 2
+    epoch = [tuple(dataset.names[:2]), tuple(dataset.names[2:4])]
+    # The fifth image fills no batch, and is seen in no epoch.
+    assert names(loader, 0, 6) == epoch * 3
+    assert names(loader, 3, 3) == [*epoch, *epoch][1:]
+    other_seed = TrainLoader(dataset, VIEWS, batch_size=2, seed=4, shuffle=False)
+    assert names(other_seed, 0, 2) == epoch
+    shards = [
+        TrainLoader(dataset, VIEWS, 4, seed=3, shard=Shard(rank, 2), shuffle=False)
+        for rank in range(2)
+    ]
+    assert [names(shard, 2, 1) for shard in shards] == [[part] for part in epoch]
+
+
+def test_views_still_change_from_epoch_to_epoch_without_shuffling(dataset: Dataset) -> None:
+    loader = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, shuffle=False)
+    first, _, second, _ = loader.batches(0, 4)
+    assert first.names == second.names
+    assert not torch.equal(first.views, second.views)
+    # An image has the views of the shuffled training of this seed and epoch.
+    shuffled = TrainLoader(dataset, VIEWS, batch_size=2, seed=3).batches(0, 2)
+    same = {name: (raw, index) for raw in shuffled for index, name in enumerate(raw.names)}
+    found = [name for name in first.names if name in same]
+    assert found
+    for name in found:
+        raw, index = same[name]
+        assert torch.equal(raw.views[:, index], first.views[:, first.names.index(name)])
+
+
 def test_views_of_an_image_change_with_epoch_and_seed(dataset: Dataset) -> None:
     def views_of(seed: int) -> list[torch.Tensor]:
         return [

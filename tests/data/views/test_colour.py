@@ -157,6 +157,37 @@ def test_probabilities_and_strengths_are_used() -> None:
     assert len(orders) == 24
 
 
+def test_the_jitter_of_the_official_rca_can_be_said() -> None:
+    # torchvision's ColorJitter(0.3, 0.3, 0.3, 0.1): always, in random order, and nothing else.
+    config = STILL.model_copy(
+        update={
+            "jitter_probability": 1.0,
+            "brightness": 0.3,
+            "contrast": 0.3,
+            "saturation": 0.3,
+            "hue": 0.1,
+        }
+    )
+    drawn = [draw_colour(np.random.default_rng(i), config) for i in range(1000)]
+    orders = [tuple(part for part, _ in colour.jitter) for colour in drawn]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 24
+    assert 20 < min(counts) <= max(counts) < 70
+    assert {colour[1:] for colour in drawn} == {Colour()[1:]}
+    for part, low, high in (
+        *((part, 0.7, 1.3) for part in ("brightness", "contrast", "saturation")),
+        ("hue", -0.1, 0.1),
+    ):
+        amounts = np.array([dict(colour.jitter)[part] for colour in drawn])
+        width = high - low
+        assert low < amounts.min() < low + 0.02 * width < high - 0.02 * width < amounts.max() < high
+        np.testing.assert_allclose(
+            np.quantile(amounts, [0.25, 0.5, 0.75]),
+            [low + q * width for q in (0.25, 0.5, 0.75)],
+            atol=0.05 * width,
+        )
+
+
 @pytest.mark.parametrize("part", PIL)
 def test_a_part_without_strength_is_left_out_and_leaves_the_others_numbers(part: str) -> None:
     certain = EVERYTHING.model_copy(update={"jitter_probability": 1.0})

@@ -17,6 +17,7 @@ OPS = {
     "resized_crop_bicubic_top0_left0_h54_w72_to32": (resized_crop, (0, 0, 54, 72), 32),
     "resized_crop_bicubic_top10_left20_h20_w16_to48": (resized_crop, (10, 20, 20, 16), 48),
 }
+SQUASH = {"view_geometry": "squash", "rescale": (1.0, 1.0)}
 STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=0)
 
 
@@ -109,6 +110,54 @@ def test_official_views_flip_apart_and_leave_the_box() -> None:
     # The facts measured 32 of 60 for the local crops.
     assert 20 <= differ <= 40
     assert 15 <= wrong_box <= 40
+
+
+def test_squashed_views_are_the_whole_image_at_every_aspect_ratio() -> None:
+    # Both halves of the image stay, whatever its shape, and nothing is padding.
+    image = np.full((30, 200, 3), 10, dtype=np.uint8)
+    image[:, 100:] = 250
+    v = views(image=image, flip_probability=0, **SQUASH)
+    assert v.images.shape == (3, 64, 64)
+    assert v.valid_box.tolist() == [0, 64, 0, 64]
+    assert (v.images[..., :30] == 10).all()
+    assert (v.images[..., 34:] == 250).all()
+    np.testing.assert_array_equal(v.images, v.crop_source)
+
+
+def test_a_squashed_view_averages_pixels_with_the_weights_of_a_triangle() -> None:
+    # From 8 to 4 px: the triangle is 4 px wide, so that the weights of 4 pixels are 1, 3, 3, 1 / 8;
+    # at an edge those within the image, 3, 3, 1 / 7.
+    row = np.array([16, 240, 80, 8, 160, 48, 200, 96], dtype=np.float64)
+    image = np.repeat(row[None, :, None], 3, axis=2).repeat(5, axis=0).astype(np.uint8)
+    v = views(image=image, crop_size_px=4, flip_probability=0, **SQUASH)
+    expected = [
+        (3 * row[0] + 3 * row[1] + row[2]) / 7,
+        (row[1] + 3 * row[2] + 3 * row[3] + row[4]) / 8,
+        (row[3] + 3 * row[4] + 3 * row[5] + row[6]) / 8,
+        (row[5] + 3 * row[6] + 3 * row[7]) / 7,
+    ]
+    assert np.abs(v.images - np.array(expected)).max() <= 1
+
+
+def test_squashed_views_are_mirrored_together() -> None:
+    plain, flipped = (views(3, flip_probability=p, **SQUASH) for p in (0.0, 1.0))
+    for name in ("images", "crop_source", "second_view"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(flipped, name)[..., ::-1])
+    assert flipped.valid_box.tolist() == [0, 64, 0, 64]
+    drawn = [views(seed, **SQUASH) for seed in range(60)]
+    mirrored = sum(np.array_equal(v.images, flipped.images) for v in drawn)
+    assert mirrored + sum(np.array_equal(v.images, plain.images) for v in drawn) == 60
+    assert 18 < mirrored < 42
+    assert all(np.array_equal(v.images, v.crop_source) for v in drawn)
+
+
+def test_a_scale_that_squash_would_not_use_is_refused() -> None:
+    message = (
+        r"rescale: .* squash .* expected \[1\.0, 1\.0\], got \(0\.5, 2\.0\); set views\.rescale"
+    )
+    with pytest.raises(ValidationError, match=message):
+        ViewsConfig(view_geometry="squash")
+    assert ViewsConfig(view_geometry="squash", rescale=(1, 1)).rescale == (1.0, 1.0)
 
 
 def test_certain_flip_mirrors_everything() -> None:

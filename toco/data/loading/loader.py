@@ -28,7 +28,11 @@ Without it, their ``SeedSequence([a, b])`` would equal the ``SeedSequence([a, b,
 
 
 class TrainLoader:
-    """Endless shuffled epochs over a data set, without incomplete last batches.
+    """Endless epochs over a data set, without incomplete last batches.
+
+    An epoch has ``len(dataset) // batch_size`` batches. The images left over are others in every
+    shuffled epoch. Without shuffling they are always the last ones, which are then never seen. The
+    official RCA, which does not shuffle, keeps its incomplete last batch: 6 images of 8.
 
     Args:
         dataset: Images and labels. With ``num_workers`` > 0 it is pickled into every process.
@@ -40,6 +44,7 @@ class TrainLoader:
         shard: Part of every global batch that this process gets, as consecutive images.
         patience_s: Longest time for one batch, after which a process counts as hanging.
         extra_views: Views to make in addition to the first view.
+        shuffle: Whether every epoch has another order; without it, that of the data set.
 
     Raises:
         ValueError: The data set has fewer images than a batch, the batch size is no multiple of the
@@ -57,6 +62,7 @@ class TrainLoader:
         shard: Shard = _FULL_SHARD,
         patience_s: float = PATIENCE_S,
         extra_views: Collection[ExtraView] = EXTRA_VIEWS,
+        shuffle: bool = True,
     ) -> None:
         if not 0 < batch_size <= len(dataset):
             raise ValueError(
@@ -75,6 +81,7 @@ class TrainLoader:
         self._dataset = dataset
         self._make = partial(_make_batch, dataset, views, seed, shard, frozenset(extra_views))
         self._batch_size, self._seed, self._shard = batch_size, seed, shard
+        self._shuffle = shuffle
         self._num_workers, self._pin_memory, self._patience_s = num_workers, pin_memory, patience_s
         self.steps_per_epoch = len(dataset) // batch_size
 
@@ -114,11 +121,12 @@ class TrainLoader:
         yield from processes.batches(keys, stop or threading.Event())
 
     def _keys(self, start_step: int, num_steps: int) -> Iterator[Keys]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        epoch, order = -1, np.arange(len(self._dataset))
         for step in range(start_step, start_step + num_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = epoch_order(len(self._dataset), self._seed, epoch)
+                if self._shuffle:
+                    order = epoch_order(len(self._dataset), self._seed, epoch)
             part = self._batch_size // self._shard.world_size
             first = step % self.steps_per_epoch * self._batch_size + self._shard.rank * part
             yield [(epoch, int(index)) for index in order[first : first + part]]

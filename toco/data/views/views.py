@@ -33,12 +33,15 @@ class ViewsConfig(Config):
 
     Attributes:
         crop_size_px: Side of every view.
-        rescale: Range of the factor by which the image is rescaled before the crop.
+        rescale: Range of the factor by which the image is rescaled before the crop; (1, 1) with the
+            geometry ``squash``, which has no crop.
         flip_probability: Probability of a mirrored view.
         view_geometry: ``aligned``: first view, valid box and crop source are mirrored together.
             ``official``: first view and crop source are mirrored independently, and the box is
             never mirrored. Half of the samples then have local crops at mirrored positions and, if
-            padded, ignore the wrong side.
+            padded, ignore the wrong side. ``squash``: as ``aligned``, but first view and crop
+            source are the whole image, resized to the square without its aspect ratio, as in the
+            official RCA; every pixel is valid.
         first_view: Colour changes of the first global view, the input of classifier and decoder.
         second_view: Colour changes of the second global view.
         second_view_area: Range of the fraction of the original image that the second view shows.
@@ -48,7 +51,7 @@ class ViewsConfig(Config):
     crop_size_px: int = Field(default=448, gt=0)
     rescale: tuple[float, float] = (0.5, 2.0)
     flip_probability: Probability = 0.5
-    view_geometry: Literal["aligned", "official"] = "aligned"
+    view_geometry: Literal["aligned", "official", "squash"] = "aligned"
     first_view: ColourConfig = ColourConfig()
     second_view: ColourConfig = ColourConfig(blur_probability=0.1, solarise_probability=0.2)
     second_view_area: tuple[float, float] = (0.4, 1.0)
@@ -62,6 +65,11 @@ class ViewsConfig(Config):
                 raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
         if self.second_view_area[1] > 1:
             raise ValueError(f"second_view_area: expected at most 1, got {self.second_view_area}")
+        if self.view_geometry == "squash" and self.rescale != (1.0, 1.0):
+            raise ValueError(
+                "rescale: the geometry squash shows the whole image, whatever its scale; expected "
+                f"[1.0, 1.0], got {self.rescale}; set views.rescale=[1.0,1.0]"
+            )
         return self
 
 
@@ -99,19 +107,23 @@ def make_views(
     All random numbers are drawn from ``rng`` in a fixed order, so that a view does not depend on
     the choice of other views.
     """
-    # Rescale and crop.
+    # Rescale and crop, or squash.
     original = Image.fromarray(image)
     size = config.crop_size_px
 
     def flips() -> bool:
         return bool(rng.random() < config.flip_probability)
 
-    scaled = rescale(original, rng.uniform(*config.rescale))
-    if config.view_geometry == "official" and flips():
-        # The official code mirrors the image here, where the box remains correct, and again each
-        # view, where it does not.
-        scaled = mirror(scaled)
-    crop, box = padded_crop(scaled, size, *_draw_offsets(scaled.height, scaled.width, size, rng))
+    if config.view_geometry == "squash":
+        crop, box = squash(original, size), (0, size, 0, size)
+    else:
+        scaled = rescale(original, rng.uniform(*config.rescale))
+        if config.view_geometry == "official" and flips():
+            # The official code mirrors the image here, where the box remains correct, and again
+            # each view, where it does not.
+            scaled = mirror(scaled)
+        offsets = _draw_offsets(scaled.height, scaled.width, size, rng)
+        crop, box = padded_crop(scaled, size, *offsets)
 
     # Mirror first view, crop source and box.
     if config.view_geometry == "official":
@@ -153,6 +165,15 @@ def rescale(image: Image.Image, factor: float) -> Image.Image:
     """Resize each side to ``int(factor * side)``, at least 1 px (bilinear, antialiased)."""
     width, height = (max(1, int(factor * side)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def squash(image: Image.Image, size: int) -> Image.Image:
+    """Resize to a square of ``size`` px a side, aspect ratio lost (bilinear, antialiased).
+
+    Source: the official RCA, whose ``transforms.Resize((368, 368))`` of torchvision is this on PIL
+    images.
+    """
+    return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def padded_crop(

@@ -1,8 +1,10 @@
 """The probe: where the terms of a loss change, what a training adds up to, and one real probe."""
 
+from itertools import combinations
+
 import pytest
 
-from sweeps.core.plan.measure import changes_of_terms
+from sweeps.core.plan.measure import _same_evaluation, changes_of_terms
 from sweeps.core.plan.probe import COSTS_MODEL, ProbeError, evaluations, kind, probe
 from tests.sweeps.core.plan.costs import COST, NANO
 from toco.config import replace
@@ -42,6 +44,18 @@ def test_a_long_training_is_halved_and_not_walked():
 
 def test_a_term_that_ends_is_a_change_too():
     assert changes_of_terms(lambda step: {"a"} if step < 50 else set(), 160) == [50]
+
+
+def test_an_evaluation_is_timed_again_where_its_checkpoint_has_another_size():
+    sgd = replace(NANO, {"optim.name": "sgd"})
+    without = replace(sgd, {"optim.nesterov": False, "optim.momentum": 0})
+    frozen = replace(NANO, {"optim.frozen_layers": NANO.optim.frozen_layers + 1})
+    for left, right in combinations((NANO, sgd, without, frozen), 2):
+        same_layers = left.optim.frozen_layers == right.optim.frozen_layers
+        same_moments = left.optim.num_moments() == right.optim.num_moments()
+        assert _same_evaluation(left, right) == (same_layers and same_moments), (left, right)
+    assert _same_evaluation(NANO, replace(NANO, {"optim.lr": 1.0}))
+    assert _same_evaluation(sgd, replace(sgd, {"optim.momentum": 0.5}))
 
 
 def test_a_training_is_its_phases_and_its_evaluations():
