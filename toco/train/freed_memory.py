@@ -1,4 +1,4 @@
-"""Keep freed memory for the next step."""
+"""Keep freed memory for the next step, or give it back."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what tensors on the CPU have freed, where the C library is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

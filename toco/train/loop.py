@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from tqdm import tqdm
 
 from toco import interrupts
@@ -35,7 +34,7 @@ from toco.train.records import averaged
 from toco.train.resume import begin_or_resume
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
-from toco.train.step import TrainingStep, peak_memory_bytes
+from toco.train.step import TrainingStep, begin_peak_memory, peak_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +166,7 @@ def train(
         # Fill a cache of images. This may take long, so Ctrl-C must end it at once. From
         # ``run.train`` on, Ctrl-C takes effect at the end of a step only.
         train_set.prepare()
-        if device.type == "cuda":
-            # The process may have trained before; peak memory is recorded for this training alone.
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
+        begin_peak_memory(device)
         run = _Run(
             config=config,
             folder=folder,
@@ -367,6 +363,7 @@ class _Run:
             "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
             "wall_time_s": round(time.monotonic() - self.started, 3),
             "peak_memory_bytes": peak_memory_bytes(self.config.torch_device()),
+            "num_parameters": sum(p.numel() for p in self.train_step.method.parameters()),
         }
         self.folder.finish(result)
         metrics: dict[str, float] = final_metrics["metrics"]

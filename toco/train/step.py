@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from toco.data.views.raw_batch import RawBatch
 from toco.methods import Method
 from toco.tensors import Batch, StepOutput
 from toco.train import distributed
-from toco.train.freed_memory import keep_freed_memory
+from toco.train.freed_memory import give_back_freed_memory, keep_freed_memory
 from toco.train.optim import fill_missing_gradients, set_lr
 from toco.train.optim_config import AdamWConfig
 from toco.train.run_config import RunConfig
@@ -93,11 +94,26 @@ class TrainingStep:
         return norm
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory so far: reserved by torch on a GPU, resident otherwise.
+def begin_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory_bytes` count from now on: the process may have trained before.
 
-    Reserved memory of a GPU counts because no other process can use it. Resident memory is that of
-    the whole process, which may have done more than one training.
+    On a CPU this needs Linux. Elsewhere the peak remains that of the whole process.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    give_back_freed_memory()
+    # Writing 5 sets the peak of the resident memory to its present value.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory since :func:`begin_peak_memory`.
+
+    On a GPU it is the memory that torch reserved, because no other process can use it. Otherwise it
+    is the resident memory of the whole process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)

@@ -35,7 +35,8 @@ class Metric:
     """A column of the study's table.
 
     Attributes:
-        key: Key of ``result.json``.
+        key: A metric of the evaluation (``val/...``), or a cost
+            (``sweeps.core.store.ledger_entry.LedgerEntry.measured``).
         title: Heading of the column.
         higher_is_better: Whether larger values are better.
         is_percent: Whether it is a score in [0, 1]; ``None`` if its key says so.
@@ -51,7 +52,8 @@ class Metric:
         """Whether the metric is a score in [0, 1], which is printed in percent."""
         if self.is_percent is not None:
             return self.is_percent
-        return not any(part in self.key for part in ("similarity", "loss", "time", "bytes"))
+        others = ("similarity", "loss", "time", "memory", "parameters")
+        return not any(part in self.key for part in others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class LedgerEntry(Stored):
         metrics: Fractions and other numbers of the result; ``None`` for one that is not defined.
         wall_time_s: Seconds of the trial.
         step_time_s: Mean seconds of a step.
-        peak_memory_bytes: Peak memory of the GPU, where it had one.
+        peak_memory_bytes: Peak memory of the training: of its GPU, or else of its process.
+        num_parameters: Numbers in the parameters of its network, trained or frozen.
         provenance: The provenance in its run folder.
         run: Its run folder, relative to the storage.
     """
@@ -72,6 +73,7 @@ class LedgerEntry(Stored):
     wall_time_s: int | float | None
     step_time_s: int | float | None
     peak_memory_bytes: int | None
+    num_parameters: int | None = None
     provenance: Mapping[str, Any]
     resources: Resources
     origin: Origin
@@ -79,12 +81,20 @@ class LedgerEntry(Stored):
 
     @property
     def measured(self) -> dict[str, int | float | None]:
-        """The metrics and the cost of the trial."""
+        """The metrics and the cost of the trial; memory also in GB, parameters in millions."""
         costs = {
             name: getattr(self, name)
-            for name in ("wall_time_s", "step_time_s", "peak_memory_bytes")
+            for name in ("wall_time_s", "step_time_s", "peak_memory_bytes", "num_parameters")
         }
-        return {**self.metrics, **costs}
+        scaled = {
+            "peak_memory_gb": (self.peak_memory_bytes, 1e9),
+            "parameters_m": (self.num_parameters, 1e6),
+        }
+        readable = {
+            name: None if number is None else number / unit
+            for name, (number, unit) in scaled.items()
+        }
+        return {**self.metrics, **costs, **readable}
 
     @property
     def is_rescored(self) -> bool:

@@ -60,6 +60,7 @@ class RunResult(Stored):
     wall_time_s: int | float | None = None
     step_time_s: int | float | None = None
     peak_memory_bytes: int | None = None
+    num_parameters: int | None = None
 
 
 class Runs:
@@ -203,6 +204,7 @@ class Runs:
                 wall_time_s=result.wall_time_s,
                 step_time_s=result.step_time_s,
                 peak_memory_bytes=result.peak_memory_bytes,
+                num_parameters=result.num_parameters,
                 provenance=provenance,
                 resources=Resources(**resources),
                 origin=replace(

@@ -92,8 +92,8 @@ class TrialRecord:
         return self.state == "finished"
 
     def value(self, key: str) -> float | None:
-        """Return a metric; ``None`` where the trial does not count or lacks the metric."""
-        value = self.entry.metrics.get(key) if self.entry and self.counts else None
+        """Return a metric or a cost; ``None`` where the trial does not count or lacks it."""
+        value = self.entry.measured.get(key) if self.entry and self.counts else None
         return None if value is None or not math.isfinite(value) else float(value)
 
 

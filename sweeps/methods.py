@@ -1,0 +1,162 @@
+"""Methods side by side: plain CAM, RCA, ToCo, and ToCo with RCA's parts.
+
+    python -m sweeps run methods
+    python -m sweeps run methods --also "My method=my_package.my_recipe"
+    python -m sweeps run methods --system "CAM=my_package.cam" --system "ToCo=my_package.toco"
+
+Every row is a recipe. Data, views, backbone, optimizer, steps, decoder, labels and evaluation are
+those of the first row; a recipe with others is refused. RCA and ToCo are compared with the plain
+classifier, and ToCo + RCA with ToCo.
+
+Each method was tuned by one rule: ``methods_tuning``, 20 trials of its loss weights and label
+thresholds, on scenes and with a seed that this table does not use. The threshold of the CAM was
+chosen in the same trials. ``sweeps/methods_tuned.json`` has all trials. A recipe that is not in the
+file keeps its own settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sweeps.core.commands.command import assignments, study_command
+from sweeps.core.design.designs import Declared
+from sweeps.core.design.paper import CAM_MIOU, SEG_MIOU
+from sweeps.core.design.seeds import Sequential
+from sweeps.core.design.study import Metric, Study
+from sweeps.core.design.systems import THRESHOLD, System, Systems
+
+CAM_BEST_MIOU, CAM_BEST_THRESHOLD = "val/cam_best_miou", "val/cam_best_threshold"
+TUNED = Path(__file__).with_name("methods_tuned.json")
+BASE = "CAM"
+
+
+def best_trial(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the trial that the rule of the tuning takes.
+
+    It has the largest mean of the segmentation's mIoU and of the CAM's at its best threshold. The
+    earlier of two equal trials is taken.
+
+    Args:
+        trials: ``values`` by dotted path and ``metrics`` by key, of each trial.
+    """
+    return max(
+        trials, key=lambda trial: trial["metrics"][CAM_BEST_MIOU] + trial["metrics"][SEG_MIOU]
+    )
+
+
+@cache
+def tuning_trials() -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Read the trials of the tuning, by recipe."""
+    trials: dict[str, Sequence[Mapping[str, Any]]] = json.loads(TUNED.read_text())
+    return trials
+
+
+def tuned(recipe: str) -> dict[str, Any]:
+    """Return the tuned values of a recipe, by dotted path; empty where it was not tuned."""
+    trials = tuning_trials().get(recipe)
+    if trials is None:
+        return {}
+    best = best_trial(trials)
+    return {**best["values"], THRESHOLD: best["metrics"][CAM_BEST_THRESHOLD]}
+
+
+def systems(named: Mapping[str, str], versus: Mapping[str, str] = {}) -> tuple[System, ...]:
+    """Make the systems of recipes by label.
+
+    Args:
+        named: Recipe by label, in the order of the rows.
+        versus: Label of the row that a row is compared with, where that is not the first.
+    """
+    first = next(iter(named), None)
+    return tuple(
+        System(
+            label,
+            recipe,
+            tuned(recipe),
+            None if label == first else versus.get(label, first),
+        )
+        for label, recipe in named.items()
+    )
+
+
+RECIPES = {
+    BASE: "shapes_cam",
+    "RCA": "shapes_rca",
+    "ToCo": "shapes_nano",
+    "ToCo + RCA": "shapes_toco_rca",
+}
+VERSUS = {"ToCo + RCA": "ToCo"}
+COMPARED = Declared((CAM_MIOU, SEG_MIOU))
+
+STUDY = Study(
+    name="methods",
+    title="Methods under one protocol",
+    recipe=RECIPES[BASE],
+    design=Systems(systems(RECIPES, VERSUS), COMPARED),
+    seeds=Sequential(),
+    metrics=(
+        Metric(CAM_MIOU, "CAM"),
+        Metric(CAM_BEST_MIOU, "CAM, oracle"),
+        Metric(SEG_MIOU, "seg"),
+        Metric("val/patch_similarity_last", "similarity", higher_is_better=False),
+        Metric("step_time_s", "s a step", higher_is_better=False),
+        Metric("peak_memory_gb", "GB", higher_is_better=False),
+        Metric("parameters_m", "M parameters", higher_is_better=False),
+    ),
+    purpose="direction",
+)
+
+
+def for_options(study: Study, system: Mapping[str, str], also: Mapping[str, str]) -> Study:
+    """Give the table other rows.
+
+    Args:
+        study: The study with the common options.
+        system: Recipe by label of all rows; empty for those of the benchmark.
+        also: Recipe by label of further rows.
+
+    Raises:
+        click.UsageError: ``--recipe`` is given, or a label occurs twice.
+    """
+    named = dict(system or RECIPES)
+    if study.recipe != STUDY.recipe:
+        raise click.UsageError(
+            f"--recipe {study.recipe}: every row of this table is a recipe; name them with "
+            "--system LABEL=RECIPE, or add one with --also LABEL=RECIPE."
+        )
+    if repeated := named.keys() & also.keys():
+        raise click.UsageError(f"--also {min(repeated)}: there is a row with this label already.")
+    rows = systems({**named, **also}, {} if system else VERSUS)
+    return dataclasses.replace(study, recipe=rows[0].recipe, design=Systems(rows, COMPARED))
+
+
+main = study_command(
+    STUDY,
+    __doc__,
+    adapt=for_options,
+    options=[
+        click.option(
+            "--system",
+            multiple=True,
+            callback=assignments,
+            help="A row, LABEL=RECIPE, in the place of those of the benchmark. The first is the "
+            "base of the others.",
+        ),
+        click.option(
+            "--also",
+            multiple=True,
+            callback=assignments,
+            help="A further row, LABEL=RECIPE, compared with the first.",
+        ),
+    ],
+)
+
+if __name__ == "__main__":
+    main()
