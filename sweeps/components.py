@@ -2,6 +2,7 @@
 
     python -m sweeps run components
     python -m sweeps run components --brief
+    python -m sweeps run components --recipe shapes_toco_rca
     python -m sweeps run components --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
 Each row is compared with the row above. In the first row the auxiliary classifier is not trained,
@@ -27,7 +28,7 @@ seeds are 0, 1, 2 unless ``--sequential`` is given. Expected there (mIoU in perc
 ``--brief`` has three rows: the classifier alone; with the auxiliary classifier and PTC; everything.
 It is for long trainings: 12 to 33 instead of 21 to 56. It tests two differences and none of the
 paper's claims, which are about other pairs of rows. In one storage the whole study and the brief
-one use the same trainings.
+one use the same trainings. With ``shapes_toco_rca`` the last row adds RCA's parts to ToCo.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ PTC = Component("PTC", {"method.ptc.weight": 0.0})
 CTC = Component("CTC", {"method.ctc.weight": 0.0})
 SEG = Component("seg", {"method.segmentation.weight": 0.0})
 REG = Component("reg", {"method.energy.weight": 0.0})
+CONTRAST, KIND = "method.region_contrast.weight", "method.aggregation.kind"
+RCA = Component(
+    "RCA's parts", {CONTRAST: 0.0, KIND: "none", "method.aggregation.temperature": None}
+)
 
 
 def together(*components: Component) -> Component:
@@ -64,13 +69,15 @@ def together(*components: Component) -> Component:
     )
 
 
-def design(brief: bool = False) -> Ladder:
-    """Make the ladder of six rows, or that of three."""
+def design(brief: bool = False, with_rca: bool = False) -> Ladder:
+    """Make the ladder of six rows, or that of three; with RCA's parts it has one row more."""
     components: tuple[Component, ...] = (AUX_CLS, PTC, CTC, SEG, REG)
     published_labels = None
     if brief:
         components = (together(AUX_CLS, PTC), together(CTC, SEG, REG))
         published_labels = {START: "cls", "+ aux cls, PTC": "+ PTC", "+ CTC, seg, reg": "+ reg"}
+    if with_rca:
+        components = (*components, RCA)
     return Ladder(
         START,
         components,
@@ -90,16 +97,17 @@ STUDY = Study(
 )
 
 
-def for_options(study: Study, brief: bool) -> Study:
-    """Give the study three rows if ``brief``."""
+def for_recipe(study: Study, brief: bool = False) -> Study:
+    """Give the study three rows if ``brief``, and a last one where the recipe has RCA's parts."""
     title = "Table 4 in three rows: classifier, with PTC, everything" if brief else study.title
-    return dataclasses.replace(study, design=design(brief), title=title)
+    with_rca = study.value(CONTRAST) > 0 or study.value(KIND) != "none"
+    return dataclasses.replace(study, design=design(brief, with_rca), title=title)
 
 
 main = study_command(
     STUDY,
     __doc__,
-    adapt=for_options,
+    adapt=for_recipe,
     options=[
         click.option("--brief", is_flag=True, help="Three rows instead of six: cls, + PTC, + reg.")
     ],

@@ -114,7 +114,7 @@ STUDY = Study(
 )
 
 
-def for_options(study: Study, system: Mapping[str, str], also: Mapping[str, str]) -> Study:
+def with_rows(study: Study, system: Mapping[str, str], also: Mapping[str, str]) -> Study:
     """Give the table other rows.
 
     Args:
@@ -140,7 +140,7 @@ def for_options(study: Study, system: Mapping[str, str], also: Mapping[str, str]
 main = study_command(
     STUDY,
     __doc__,
-    adapt=for_options,
+    adapt=with_rows,
     options=[
         click.option(
             "--system",

@@ -3,10 +3,11 @@
     python -m sweeps run methods_tuning --recipe shapes_rca
     python sweeps/methods_tuning.py record shapes_cam shapes_rca shapes_nano shapes_toco_rca
 
-The rule: every loss weight of the recipe is drawn from an eighth of its value to eight times it, the
-label thresholds from 0.1 to 0.5 and from 0.5 to 0.85. The first trial has the recipe's own values,
-the other 19 are random. The trial with the largest mean of two scores is taken: the segmentation's
-mIoU, and the CAM's at its best threshold, which becomes the threshold of the table.
+The rule: every loss weight of the recipe is drawn from an eighth of its value to eight times it.
+The label thresholds are drawn from 0.1 to 0.5 and from 0.5 to 0.85. The first trial has the
+recipe's own values, the other 19 are random. The trial with the largest mean of two scores is
+taken: the segmentation's mIoU, and the CAM's at its best threshold. That threshold is the one of
+the table.
 
 Trials are drawn before any result is known, so the tuning does not depend on how many run at once.
 Scenes and training seed are those of no table: data seed 7, training seed 100. On another data set,

@@ -37,13 +37,16 @@ from optuna.distributions import (
 )
 
 from sweeps.core.commands.command import study_command
+from sweeps.core.design.factors import lacking
 from sweeps.core.design.paper import CAM_MIOU, SEG_MIOU
 from sweeps.core.design.search_space import STEP_TIME, Objective, SearchStudy
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, dimensions
-from toco.registry import load
+from toco.config import flatten
 
 FACTOR = 4.0
 """Weights and temperature are searched from the recipe's value divided by this to times this."""
+WEIGHTS = ("method.ptc.weight", "method.ctc.weight", "method.temperature")
+NUM_LOCAL_CROPS = "method.num_local_crops"
 EVALUATIONS = 8
 """Least number of evaluations of a training.
 
@@ -73,25 +76,31 @@ def space(
         "method.low_threshold": FloatDistribution(0.1, 0.5),
         "method.high_threshold": FloatDistribution(0.5, 0.85),
         AUX_BLOCK: IntDistribution(min(PAPER_BLOCKS) - shift, max(PAPER_BLOCKS) - shift),
-        "method.num_local_crops": CategoricalDistribution(
+        NUM_LOCAL_CROPS: CategoricalDistribution(
             [num_local_crops // 2, num_local_crops, 2 * num_local_crops]
         ),
     }
 
 
 def for_recipe(study: SearchStudy) -> SearchStudy:
-    """Centre the space on the recipe's values, and evaluate often enough for rungs."""
-    recipe = load("toco.recipes", study.recipe).recipe()
-    method = recipe.method
-    weights = {
-        "method.ptc.weight": method.ptc.weight,
-        "method.ctc.weight": method.ctc.weight,
-        "method.temperature": method.temperature,
-    }
-    every = min(recipe.evaluate_every, max(study.base().num_steps // EVALUATIONS, 1))
+    """Centre the space on the recipe's values, and evaluate often enough for rungs.
+
+    Raises:
+        ValueError: The method of the recipe lacks a setting of the space.
+    """
+    base = study.base()
+    settings = flatten(base)
+    for path in (*WEIGHTS, NUM_LOCAL_CROPS):
+        if path not in settings:
+            raise lacking(study.name, path, base)
+    every = min(base.evaluate_every, max(base.num_steps // EVALUATIONS, 1))
     return dataclasses.replace(
         study,
-        space=space(weights, dimensions(recipe).depth, method.num_local_crops),
+        space=space(
+            {path: settings[path] for path in WEIGHTS},
+            dimensions(base).depth,
+            settings[NUM_LOCAL_CROPS],
+        ),
         changes={"evaluate_every": every, **study.changes},
     )
 
@@ -107,11 +116,7 @@ STUDY = SearchStudy(
     name="search",
     title="Search: CAM and segmentation against cost",
     recipe="shapes_nano",
-    space=space(
-        {"method.ptc.weight": 0.2, "method.ctc.weight": 0.5, "method.temperature": 0.5},
-        PAPER_DEPTH,
-        8,
-    ),
+    space=space(dict(zip(WEIGHTS, (0.2, 0.5, 0.5), strict=True)), PAPER_DEPTH, 8),
     num_trials=8,
     num_random=4,
     objectives=OBJECTIVES,

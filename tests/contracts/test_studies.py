@@ -11,9 +11,19 @@ from sweeps.__main__ import studies
 from sweeps.core.design.designs import Design
 from sweeps.core.design.study import Study
 from toco.config import digest
-from toco.registry import available
+from toco.registry import available, load
 
 NAMES = sorted(name for name, study in studies().items() if isinstance(study, Study))
+
+
+def method_of(recipe):
+    return load("toco.recipes", recipe).recipe().method.name
+
+
+PAIRS = [(name, recipe) for name in NAMES for recipe in available("toco.recipes")]
+OF_ONE_METHOD = [
+    pair for pair in PAIRS if method_of(pair[1]) == method_of(studies()[pair[0]].recipe)
+]
 
 
 def adapted(name, recipe):
@@ -23,9 +33,8 @@ def adapted(name, recipe):
     return module.for_recipe(study) if hasattr(module, "for_recipe") else study
 
 
-@pytest.mark.parametrize("recipe", available("toco.recipes"))
-@pytest.mark.parametrize("name", NAMES)
-def test_a_study_resolves_from_every_recipe(name, recipe):
+@pytest.mark.parametrize(("name", "recipe"), OF_ONE_METHOD)
+def test_a_study_resolves_from_every_recipe_of_its_method(name, recipe):
     study = adapted(name, recipe)
     assert study.name == name
     assert isinstance(study.design, Design)
@@ -41,6 +50,19 @@ def test_a_study_resolves_from_every_recipe(name, recipe):
         == len(plan.trials)
     )
     assert all(trial.digest == digest(trial.config) for trial in plan.trials)
+
+
+@pytest.mark.parametrize(("name", "recipe"), sorted(set(PAIRS) - set(OF_ONE_METHOD)))
+def test_a_recipe_of_another_method_has_the_settings_or_is_refused_in_a_sentence(name, recipe):
+    try:
+        plan = adapted(name, recipe).resolve()
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert {trial.config.method.name for trial in plan.trials} >= {method_of(recipe)}
+        return
+    assert message.endswith((".", "?"))
+    assert name in message or recipe in message or "method" in message
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -208,7 +208,7 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
 
 
 def test_brief_components_are_three_rows_of_the_six_and_share_their_trainings():
-    brief = components.for_options(components.STUDY, brief=True).resolve()
+    brief = components.for_recipe(components.STUDY, brief=True).resolve()
     assert in_block(brief, 0) == [
         ("cls", None, "cls"),
         ("+ aux cls, PTC", "cls", "+ PTC"),

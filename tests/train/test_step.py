@@ -12,7 +12,7 @@ from toco.methods import Method
 from toco.recipes import shapes_nano
 from toco.tensors import Batch, StepOutput
 from toco.train.optim import build_optimizer, lr_factor
-from toco.train.step import TrainingStep, peak_memory_bytes
+from toco.train.step import TrainingStep, begin_peak_memory, peak_memory_bytes
 
 CONFIG = replace(
     shapes_nano.recipe(),
@@ -71,6 +71,17 @@ def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(child.stdout) < large.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot begin a new peak")
+def test_the_peak_of_a_training_leaves_out_what_the_process_freed_before():
+    cpu = torch.device("cpu")
+    large = torch.ones(2**27)  # half a gigabyte
+    size = large.nbytes
+    high = peak_memory_bytes(cpu)
+    del large
+    begin_peak_memory(cpu)
+    assert peak_memory_bytes(cpu) < high - 0.9 * size
 
 
 @pytest.fixture

@@ -284,6 +284,39 @@ class LeaveOneOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """Rows with changes of their own, all compared with the first.
+
+    It is for values that only make sense together, such as a kind and the settings of that kind.
+
+    Attributes:
+        rows: Label and changes of each row.
+    """
+
+    name: ClassVar[str] = "list"
+    rows: tuple[tuple[str, Changes], ...]
+    title: str
+    declared: Declared = Declared()
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError(f"The list {self.title} has no rows.")
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Return one block; its factors are all settings that a row changes."""
+        paths = dict.fromkeys(path for _, changes in self.rows for path in changes)
+        rows = [
+            (label, changes, 0 if number else None)
+            for number, (label, changes) in enumerate(self.rows)
+        ]
+        return (self.declared.block(self.title, paths, rows),)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return no notes."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class SideBySide:
     """Several designs in one table around one shared base.
 

@@ -16,11 +16,12 @@ from sweeps.core.design.search_space import (
     is_among_best,
     terms_joined,
 )
+from sweeps.core.design.study import Study
 from sweeps.core.store.search_record import search_file
 from sweeps.search import STUDY, for_recipe
 from toco.config import flatten, replace
 from toco.recipes.shapes_nano import recipe
-from toco.registry import available
+from toco.registry import available, load
 
 CAM, SEG = Objective("val/cam_miou", "M"), Objective("val/seg_miou", "seg")
 COST = Objective("step_time_s", "cost", higher_is_better=False)
@@ -236,8 +237,18 @@ def test_a_coarse_objective_tells_apart_what_differs_by_more_than_its_resolution
         dataclasses.replace(COST, resolution=-1)
 
 
-@pytest.mark.parametrize("name", available("toco.recipes"))
-def test_the_shipped_search_fits_every_recipe(name):
+def is_toco(recipe):
+    return load("toco.recipes", recipe).recipe().method.name == "toco"
+
+
+@pytest.mark.parametrize("name", filter(lambda name: not is_toco(name), available("toco.recipes")))
+def test_the_shipped_search_refuses_a_method_without_its_settings(name):
+    with pytest.raises(ValueError, match=r"search varies method\.ptc\.weight, which the method"):
+        for_recipe(dataclasses.replace(STUDY, recipe=name))
+
+
+@pytest.mark.parametrize("name", filter(is_toco, available("toco.recipes")))
+def test_the_shipped_search_fits_every_recipe_of_toco(name):
     study = for_recipe(dataclasses.replace(STUDY, recipe=name))
     plan = study.resolve()
     assert len(plan.rungs) >= 2
@@ -260,9 +271,6 @@ def test_the_shipped_search_shares_no_seed_with_the_shipped_studies():
 
     shipped = studies()
     assert shipped.pop("search") == STUDY
-    seeds = set(
-        itertools.chain.from_iterable(study.resolve().cells[-1].seeds for study in shipped.values())
-    )
-    assert STUDY.seed not in seeds | {
-        seed for study in shipped.values() for seed in study.all_seeds
-    }
+    tables = [study for study in shipped.values() if isinstance(study, Study)]
+    seeds = set(itertools.chain.from_iterable(study.resolve().cells[-1].seeds for study in tables))
+    assert STUDY.seed not in seeds | {seed for study in tables for seed in study.all_seeds}
