@@ -33,12 +33,15 @@ class System:
         tuned: Values below ``method.``, and the threshold of the evaluation, that replace the
             recipe's.
         versus: Label of the system that this one is compared with; ``None`` for the first row.
+        published: What its paper reports, with the setting, as a sentence without its subject;
+            empty where nothing is quoted.
     """
 
     label: str
     recipe: str
     tuned: Changes = field(default_factory=dict)
     versus: str | None = None
+    published: str = ""
 
     def config(self) -> RunConfig:
         """Return the recipe with the tuned values.
@@ -96,11 +99,17 @@ class Systems:
         return (self.declared.block(self.title, (METHOD, THRESHOLD), rows),)
 
     def notes(self) -> tuple[str, ...]:
-        """Say what the rows share and what they do not."""
+        """Say what the rows share and what they do not, and quote published numbers."""
         return (
             "Rows have methods of their own and share data, views, backbone, optimizer, steps and "
             "evaluation. The threshold of the CAM is a setting of the row; the oracle threshold is "
             "chosen with the masks that are scored.",
+            *(
+                f"Published elsewhere and not comparable with these rows: {system.label} "
+                f"{system.published}"
+                for system in self.systems
+                if system.published
+            ),
         )
 
 
