@@ -40,7 +40,7 @@ autodoc_member_order = "bysource"
 PAGES = (
     ("Use", ("data", "training", "studies", "reviewer", "claims", "cluster", "use", "faq")),
     ("Change", ("backbones", "methods", "recipes")),
-    ("Compare", ("parity", "benchmark", "photographs", "performance")),
+    ("Compare", ("side_by_side", "parity", "benchmark", "photographs", "performance")),
     ("Reference", ("api_runs", "api_configs", "api_methods", "api_functions", "api_studies")),
 )
 """The pages of docs/ in the order of the site's menu."""
