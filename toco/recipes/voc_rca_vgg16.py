@@ -7,10 +7,11 @@ are one loss group; the authors name four V100 of 32 GB. In float32 a step takes
 training 720 000. Weights (170 million), gradients, momentum and what a step keeps for its backward
 pass take 6.2 GB, without workspaces. All these numbers are calculated.
 
-Expected: not measured. The authors published no mIoU of these maps. Their numbers are for context
-alone: a ResNet101 DeepLabV2, trained on pseudo labels of RCA on OAA, which were made with saliency
-maps, has 71.1 mIoU on VOC val and 71.6 on test (as Table 4 of Chen and Sun, CVPR 2023, says). Users
-report 64 to 73 for pseudo labels on the train images.
+Expected: not measured. No mIoU of these maps was published. The authors' numbers are of a later
+stage, and here for context alone: 71.1 mIoU on VOC val and 71.6 on test. They belong to a ResNet101
+DeepLabV2 that learnt pseudo labels of RCA on OAA, made with saliency maps; they were read in Table
+4 of Chen and Sun, CVPR 2023. Users of the official code report 64 to 73 for pseudo labels on the
+train images.
 
 Never released: a trained network, inference, the variant with ResNet38 on EPS, the settings for
 COCO, the saliency maps, and the second stage. So there is no decoder here, and CAMs alone are
