@@ -277,12 +277,13 @@ def check_study(words, command):
 def configs():
     """Every recipe, and one of them with each data set, backbone and method, and with SGD."""
     recipes = [load("toco.recipes", name).recipe() for name in available("toco.recipes")]
+    base = replace(recipes[-1], {"batch_size": 8})  # a batch that RCA's loss groups of 8 divide
     others = [
-        replace(recipes[-1], {f"{section}.name": name})
+        replace(base, {f"{section}.name": name})
         for section, package in (("data", "data"), ("backbone", "backbones"), ("method", "methods"))
         for name in available(f"toco.{package}")
     ]
-    return [*recipes, *others, replace(recipes[-1], {"optim.name": "sgd"})]
+    return [*recipes, *others, replace(base, {"optim.name": "sgd"})]
 
 
 def accepting(changes):

@@ -1,11 +1,15 @@
-"""RCA with every setting official against the official network: three steps of a tiny one."""
+"""RCA with every setting official against the official network: three steps of a tiny one, and the
+names, shapes and rates of the full one.
+"""
 
 import numpy as np
 import pytest
 import torch
 
+from toco.backbones import vgg16
 from toco.backbones._vgg16 import Vgg16
 from toco.methods import _regions, rca
+from toco.recipes import voc_rca_vgg16
 from toco.tensors import Batch, present_classes
 from toco.train.optim import build_optimizer, set_lr
 from toco.train.optim_config import SgdConfig
@@ -216,3 +220,61 @@ def test_official_rates(arrays, method):
     for name, group in rates.items():
         expected = arrays["group_lr"][group].item()
         assert peak[id(parameters[own_name(name)])] == pytest.approx(expected), name
+
+
+VOC_CLASSES, VOC_TRAIN_IMAGES, EPOCHS = 20, 10_582, 30
+NOT_OFFICIAL = {"regions.memory.filled", "regions.memory.is_clustered"}
+"""Buffers of ours alone; with the official start as noise they never change."""
+
+
+@pytest.fixture(scope="module")
+def full():
+    """The recipe and its network, without values."""
+    recipe = voc_rca_vgg16.recipe()
+    with torch.device("meta"):
+        backbone = vgg16.build(recipe.backbone.model_copy(update={"weights": None}))
+        return recipe, rca.build(recipe.method, backbone, VOC_CLASSES)
+
+
+def test_the_recipe_has_every_tensor_of_the_official_model_and_no_other(golden, full):
+    arrays = golden("rca_names")
+    official = {
+        name: torch.empty([side for side in shape if side], device="meta")
+        for name, shape in zip(arrays["names"].tolist(), arrays["shapes"].tolist(), strict=True)
+    }
+    expected = {name: tensor.shape for name, tensor in own_state(official, VOC_CLASSES).items()}
+    found = {name: tensor.shape for name, tensor in full[1].state_dict().items()}
+    assert found.keys() - expected.keys() == NOT_OFFICIAL
+    assert {name: shape for name, shape in found.items() if name in expected} == expected
+    # Grouped convolutions and stacked buffers lost nothing; batch norm's statistics are left out.
+    statistics = {name for name in official if "running_" in name or "num_batches" in name}
+    assert len(statistics) == 3
+    assert sum(official[name].numel() for name in official.keys() - statistics) == sum(
+        shape.numel() for shape in expected.values()
+    )
+
+
+def test_the_recipe_has_the_official_rate_of_every_parameter_in_every_epoch(golden, full):
+    arrays, (recipe, method) = golden("rca_names"), full
+    optimizer = build_optimizer(method, recipe.optim)
+    steps = VOC_TRAIN_IMAGES // recipe.batch_size
+    assert recipe.num_steps == EPOCHS * steps
+    assert recipe.method.aggregation.every == steps
+    assert recipe.method.region_contrast.start_step == 2 * steps
+    parameters = dict(method.named_parameters())
+    groups = {
+        own_name(name): group
+        for name, group in zip(arrays["names"].tolist(), arrays["group"].tolist(), strict=True)
+        if group >= 0
+    }
+    assert groups.keys() == parameters.keys()
+    schedule = arrays["lr_by_epoch_first_and_last_group"]
+    assert len(schedule) == EPOCHS
+    for epoch, (first, last) in enumerate(schedule.tolist()):
+        assert last == pytest.approx(20 * first)
+        expected = (first, 2 * first, last / 2, last)
+        for step in (epoch * steps, (epoch + 1) * steps - 1):
+            set_lr(optimizer, step, recipe.num_steps, recipe.optim)
+            rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+            for name, group in groups.items():
+                assert rates[id(parameters[name])] == pytest.approx(expected[group]), name

@@ -46,7 +46,6 @@ def build(
             config.model,
             pretrained=config.weights == HUB,
             num_classes=0,
-            drop_path_rate=config.drop_path,
             **options,
         )
     except OSError as error:
