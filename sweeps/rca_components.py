@@ -29,8 +29,8 @@ PARTS = (
 )
 KINDS = Listed(
     (
-        ("softmax of cosines", {}),
-        ("softmax of products", {TEMPERATURE: None}),
+        ("softmax of cosines", {KIND: "softmax", TEMPERATURE: 0.1}),
+        ("softmax of products", {KIND: "softmax", TEMPERATURE: None}),
         ("linear", {KIND: "linear", TEMPERATURE: None}),
         ("none", {KIND: "none", TEMPERATURE: None}),
     ),

@@ -197,7 +197,11 @@ def check_python(words, command):
     script, *rest = words
     if script.startswith("sweeps/"):
         assert (ROOT / script).is_file(), command
-        check_study(["run", Path(script).stem, *rest], command)
+        main = load("sweeps", Path(script).stem).main
+        if rest and rest[0] in main.commands:  # a verb of the study, also one of its own
+            parse(main, rest, command)
+        else:
+            check_study(["run", Path(script).stem, *rest], command)
     elif script == "cluster/ray_nodes.py":
         parse(ray_nodes(), rest, command)
     else:
