@@ -69,7 +69,7 @@ class StochasticDepthConfig(BackboneConfig):
             )
 
 
-class TimmConfig(StochasticDepthConfig):
+class TimmConfig(BackboneConfig):
     """Settings of a network of timm.
 
     Attributes:

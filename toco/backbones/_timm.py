@@ -43,11 +43,7 @@ def build(
 
     try:
         network: nn.Module = create_model(
-            config.model,
-            pretrained=config.weights == HUB,
-            num_classes=0,
-            drop_path_rate=config.drop_path,
-            **options,
+            config.model, pretrained=config.weights == HUB, num_classes=0, **options
         )
     except OSError as error:
         raise ValueError(

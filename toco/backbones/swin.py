@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from toco.backbones._config import TimmConfig, weights_path
+from toco.backbones._config import StochasticDepthConfig, TimmConfig, weights_path
 
 if TYPE_CHECKING:
     from toco.backbones._swin import Swin
 
 
-class Config(TimmConfig):
+class Config(TimmConfig, StochasticDepthConfig):
     """Settings of a Swin transformer of timm.
 
     Attributes:
@@ -39,7 +39,14 @@ def build(config: Config) -> Swin:
     from toco.backbones._timm import build as build_timm
 
     # Images of any size, with windows as large as in the pretraining.
-    return build_timm(config, "Swin", Swin, strict_img_size=False, always_partition=True)
+    return build_timm(
+        config,
+        "Swin",
+        Swin,
+        strict_img_size=False,
+        always_partition=True,
+        drop_path_rate=config.drop_path,
+    )
 
 
 __all__ = ["Config", "build", "weights_path"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from toco.backbones._config import Dimensions, TimmConfig, weights_path
+from toco.backbones._config import Dimensions, StochasticDepthConfig, TimmConfig, weights_path
 
 if TYPE_CHECKING:
     from toco.backbones._vit import ViT
@@ -19,7 +19,7 @@ _TWELVE_BLOCKS = re.compile(
 """Names in timm of the plain ViTs up to ViT-B, which have 12 blocks."""
 
 
-class Config(TimmConfig):
+class Config(TimmConfig, StochasticDepthConfig):
     """Settings of a ViT of timm."""
 
     name: str = "vit"
@@ -44,7 +44,7 @@ def build(config: Config) -> ViT:
 
     # dynamic_img_size only changes the layout of the patch embedding's output; the class ViT
     # interpolates positions.
-    return build_timm(config, "ViT", ViT, dynamic_img_size=True)
+    return build_timm(config, "ViT", ViT, dynamic_img_size=True, drop_path_rate=config.drop_path)
 
 
 __all__ = ["Config", "build", "weights_path"]
