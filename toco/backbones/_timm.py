@@ -43,7 +43,10 @@ def build(
 
     try:
         network: nn.Module = create_model(
-            config.model, pretrained=config.weights == HUB, num_classes=0, **options
+            config.model,
+            pretrained=config.weights == HUB,
+            num_classes=0,
+            **options,
         )
     except OSError as error:
         raise ValueError(
