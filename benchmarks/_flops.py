@@ -13,9 +13,10 @@ def count_flops(function: Callable[[], object]) -> int:
     """Count floating-point operations of matrix products and convolutions in one call.
 
     A backward pass of attention counts as two forward passes. A fused kernel computes the scores
-    again, which is not counted.
+    again, which is not counted. Each gradient of a convolution counts as a forward pass.
     """
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION | _LINEAR) as counter:
+    formulas = _ATTENTION | _CONVOLUTION | _LINEAR
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         function()
     return int(counter.get_total_flops())
 
@@ -49,6 +50,29 @@ _ATTENTION = {
     ),
     _attention_backward,
 )
+
+
+def _convolution_backward(
+    gradient: Sequence[int],
+    images: Sequence[int],
+    weight: Sequence[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: object,
+    output_mask: Sequence[bool],
+    **__: object,
+) -> int:
+    positions = images if transposed else gradient
+    # A weight has the input channels of one group.
+    return 2 * math.prod(positions) * math.prod(weight[1:]) * sum(output_mask[:2])
+
+
+# torch's formula takes each channel of a grouped convolution for one of all input channels.
+_CONVOLUTION = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 def _linear(tokens: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from toco.cam.region_pooling import piled_masks, pool_regions, region_masks
@@ -30,6 +31,14 @@ def test_raw_scores_compare_the_map_with_its_own_mean():
     masks = region_masks(*maps_and_labels(), scores="raw")
     assert masks[0, 0].tolist() == [[False] * 3, [False, True, True]]  # the mean is 2.5
     assert not masks[0, 1].any()  # flat: nothing is above the mean
+
+
+@pytest.mark.parametrize("value", [0.1, -3.3, 1e-30, 1e30])
+@pytest.mark.parametrize("size", [3, 7, 14, 46])
+def test_a_flat_map_has_no_region_however_its_mean_is_rounded(size, value):
+    maps, present = torch.full((1, 2, size, size), value), torch.tensor([[0, 1]])
+    for box in (None, torch.tensor([[0, size, 1, size]])):
+        assert not region_masks(maps, torch.ones(1, 2), present, "raw", box).any()
 
 
 def test_softmax_scores_of_two_classes_are_opposite():

@@ -332,6 +332,48 @@ def test_outputs_of_images_of_a_split_that_changed_are_made_again(run_dir, data_
     assert not [name for name in changed if "image" in name and "image12" not in name]
 
 
+RCA = {
+    "method.name": "rca",
+    "method.loss_group_size": 2,
+    "method.cam_scales": [1.0],
+    "method.decoder_width": 8,
+    "method.region_memory.slots": 4,
+    "method.region_memory.start": "noise",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_decoder"),
+    [
+        ({"method.class_maps": "linear", "method.segmentation.weight": 0.1}, True),
+        ({"method.class_maps": "convs", "method.segmentation.weight": 0}, False),
+    ],
+    ids=["decoder", "convolutions"],
+)
+def test_verbs_of_a_run_of_rca(tiny_config, tmp_path, changes, has_decoder):
+    steps = {"num_steps": 1, "evaluate_every": 1, "optim.warmup_steps": 0, "device": "cpu"}
+    run_dir = tmp_path / "run"
+    train(replace(tiny_config, RCA | steps | changes), run_dir, progress=False)
+    assert "auxiliary CAM IoU" in call("evaluate", run_dir, "--out", tmp_path / "evaluated")
+    out = ("--split", "val", "--out")
+    assert "4 of 4 images have CAMs" in call("export-cams", run_dir, *out, tmp_path / "cams")
+    with np.load(next((tmp_path / "cams").glob("*.npz")), allow_pickle=False) as arrays:
+        assert {"high_res", "aux_high_res"} <= set(arrays)
+    said = call("export-pseudo-labels", run_dir, *out, tmp_path / "labels")
+    assert "4 of 4 images have a pseudo label" in said
+    code = 0 if has_decoder else 1
+    answers = [
+        call("predict", run_dir, *out, tmp_path / "predicted", *NO_CRF, code=code),
+        call("test", run_dir, "--out", tmp_path / "tested", *NO_CRF, code=code),
+    ]
+    for said in answers:
+        assert ("The method 'rca' of this run has no decoder" in said) == (not has_decoder)
+    said = CliRunner().invoke(main, ["export-official", str(run_dir), str(tmp_path / "file.pth")])
+    assert said.exit_code == 1
+    assert "computes ToCo and nothing else; the method of this run is 'rca'" in said.output
+    assert not (tmp_path / "file.pth").exists()
+
+
 def test_a_data_set_of_other_classes_is_refused(run_dir, data_root, tmp_path):
     other = tmp_path / "data"
     shutil.copytree(data_root, other)

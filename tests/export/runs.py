@@ -13,7 +13,7 @@ import torch
 from toco.backbones import BackboneConfig, vit, vit_nano
 from toco.config import digest
 from toco.data import ViewsConfig, shapes
-from toco.methods import toco
+from toco.methods import rca, toco
 from toco.train import checkpoint
 from toco.train.optim_config import AdamWConfig
 from toco.train.parts import build_method
@@ -30,22 +30,24 @@ import sys
 
 from toco.__main__ import main
 
-small, tiny, out = sys.argv[1:]
+small, tiny, regions, out = sys.argv[1:]
 main(["export-model", small, f"{out}/new/free.onnx"], standalone_mode=False)
+main(["export-model", regions, f"{out}/regions.onnx", "--cams"], standalone_mode=False)
 main(["export-model", tiny, f"{out}/fixed.onnx", "--size", "48", "--cams"], standalone_mode=False)
 """
 
 
 @dataclass(frozen=True)
 class Exports:
-    """Two runs, what was exported from them, and what the exporting process said.
+    """Three runs, what was exported from them, and what the exporting process said.
 
     ``small`` was trained in another precision, with pixels normalised in another way; ``tiny`` is
-    timm's.
+    timm's; ``regions`` is RCA, whose CAM depends on a memory.
     """
 
     small: Path
     tiny: Path
+    regions: Path
     out: Path
     said: str
 
@@ -65,7 +67,8 @@ def exports(factory: pytest.TempPathFactory) -> Exports:
 
 
 def _export(factory: pytest.TempPathFactory) -> Exports:
-    small, tiny, out = (factory.mktemp(name) for name in ("small", "tiny", "exported"))
+    names = ("small", "tiny", "regions", "exported")
+    small, tiny, regions, out = (factory.mktemp(name) for name in names)
     nano = vit_nano.Config(
         width=16, depth=2, num_heads=2, image_size_px=32, weights=None, pixel_mean=(0.5, 0.4, 0.3)
     )
@@ -73,29 +76,47 @@ def _export(factory: pytest.TempPathFactory) -> Exports:
     make_run(
         tiny, vit.Config(model="test_vit", weights=None)
     )  # timm's own network for tests: six blocks
-    command = [sys.executable, "-c", _SCRIPT, str(small), str(tiny), str(out)]
+    make_run(
+        regions,
+        vit_nano.Config(width=16, depth=2, num_heads=2, image_size_px=32, weights=None),
+        classifier_scale=10.0,
+        method=rca.Config(
+            decoder_width=8,
+            decoder_dilation=2,
+            segmentation=rca.Term(weight=0.1),
+            # Noise, so that the memory has an effect without a training.
+            region_memory=rca.MemoryConfig(slots=4, start="noise"),
+            aggregation=rca.AggregationConfig(kind="softmax", temperature=0.1, centroids=2),
+        ),
+    )
+    command = [sys.executable, "-c", _SCRIPT, str(small), str(tiny), str(regions), str(out)]
     return Exports(
         small,
         tiny,
+        regions,
         out,
         subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout,
     )
 
 
-def make_run(path: Path, backbone: BackboneConfig, **changes: Any) -> None:
+def make_run(
+    path: Path, backbone: BackboneConfig, classifier_scale: float = 1.0, **changes: Any
+) -> None:
     """Writes a run of crops of 32 px with one checkpoint."""
-    config = RunConfig(
-        data=shapes.Config(),
-        views=ViewsConfig(crop_size_px=32),
-        backbone=backbone,
-        method=toco.Config(aux_block=0, local_crop_size_px=16, decoder_width=8, decoder_dilation=2),
-        optim=AdamWConfig(warmup_steps=1),
-        num_steps=STEP,
-        batch_size=2,
-        evaluate_every=STEP,
-        device="cpu",
-        **changes,
-    ).resolved()
+    settings = {
+        "data": shapes.Config(),
+        "views": ViewsConfig(crop_size_px=32),
+        "backbone": backbone,
+        "method": toco.Config(
+            aux_block=0, local_crop_size_px=16, decoder_width=8, decoder_dilation=2
+        ),
+        "optim": AdamWConfig(warmup_steps=1),
+        "num_steps": STEP,
+        "batch_size": 8,
+        "evaluate_every": STEP,
+        "device": "cpu",
+    }
+    config = RunConfig(**(settings | changes)).resolved()
     provenance = {
         "versions": {},
         "data_manifest": {"train": "aa", "val": "bb"},
@@ -106,5 +127,8 @@ def make_run(path: Path, backbone: BackboneConfig, **changes: Any) -> None:
     folder.create(config, "shapes_nano", CLASS_NAMES, provenance)
     method = build_method(config, len(CLASS_NAMES))
     with torch.no_grad():
-        method.decoder.conv8.weight.mul_(20)  # so that labels do not hang on rounding
+        # So that labels and CAMs do not hang on rounding.
+        method.decoder.conv8.weight.mul_(20)
+        for parameter in method.classifier.parameters():
+            parameter.mul_(classifier_scale)
     checkpoint.save_model(folder.checkpoints, STEP, digest(config), method)

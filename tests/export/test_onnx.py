@@ -11,6 +11,7 @@ import torch
 from onnxruntime import InferenceSession
 
 from tests.export.runs import CLASS_NAMES, STEP, exports
+from toco.evaluate.sizes import network_input
 from toco.export import onnx as export
 from toco.export.onnx import export_onnx
 from toco.methods import MethodConfig
@@ -103,6 +104,24 @@ def test_a_network_of_timm_with_cams_at_a_fixed_size(exported):
     )
     np.testing.assert_allclose(logits, upsampled, atol=1e-4)
     assert (labels == upsampled.argmax(1).numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 56)])
+def test_the_cams_of_a_network_with_a_memory(exported, size):
+    method = open_trained(exported.regions).method
+    assert method.regions.memory.is_clustered.all()
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    cams, class_logits = InferenceSession(exported.out / "regions.onnx").run(
+        ["cams", "class_logits"], {"images": images}
+    )
+    normalised = network_input(torch.from_numpy(images), None)
+    expected = method.predict(normalised, scales=(1.0,), flip=False)
+    np.testing.assert_allclose(cams, expected.cams.cam, atol=1e-3)
+    np.testing.assert_allclose(class_logits, expected.class_logits, atol=1e-5)
+    # The centroids are in the file.
+    method.regions.memory.centroids.neg_()
+    other = method.predict(normalised, scales=(1.0,), flip=False)
+    assert np.abs(class_logits - other.class_logits.numpy()).max() > 1e-3
 
 
 def test_a_wrong_network_is_an_error_and_leaves_no_file(exported, tmp_path, monkeypatch):

@@ -9,29 +9,50 @@ import pytest
 
 # In a process of its own: the checks of shapes that run under pytest are not for a compiler to see.
 SCRIPT = """
+import copy
+import sys
+
 import torch
 from torch._dynamo.utils import counters
 
 from toco.backbones import vit_nano
-from toco.methods import toco
+from toco.methods import rca, toco
 from toco.tensors import Batch, present_classes
 
-torch.manual_seed(0)
-sizes = {"width": 16, "depth": 2, "num_heads": 2, "patch_size_px": 8, "image_size_px": 32}
-config = vit_nano.Config(**sizes, weights=None)
-method = toco.build(
-    toco.Config(
+regions = {
+    "region_contrast": rca.RegionContrastConfig(weight=0.5, start_step=10, embedding="points"),
+    "region_memory": rca.MemoryConfig(slots=4, threshold=0.0, start="noise"),
+    "aggregation": rca.AggregationConfig(kind="softmax", centroids=2, every=10, num_starts=2),
+}
+no_term = toco.Term(weight=0.0)
+configs = {
+    "toco": lambda: toco.Config(
         aux_block=0,
         cam_scales=(1.0,),
         local_crop_size_px=16,
         num_local_crops=2,
         par=toco.ParConfig(iterations=2, dilations=(1, 2)),
         segmentation=toco.Term(weight=0.1, start_step=10),
-        energy=toco.Term(weight=0.0),
+        energy=no_term,
     ),
-    vit_nano.build(config),
-    num_foreground_classes=3,
-)
+    # What the other terms compute is in the graphs of the first.
+    "toco with regions": lambda: toco.Config(
+        aux_block=0, ptc=no_term, ctc=no_term, segmentation=no_term, energy=no_term, **regions
+    ),
+    "rca": lambda: rca.Config(
+        loss_group_size=2,
+        aux_block=0,
+        class_maps="linear",
+        **regions | {"aggregation": rca.AggregationConfig(kind="linear", centroids=2, every=10)},
+    ),
+}
+name = sys.argv[1]
+module = {"toco": toco, "rca": rca}[name.split()[0]]
+torch.manual_seed(0)
+sizes = {"width": 16, "depth": 2, "num_heads": 2, "patch_size_px": 8, "image_size_px": 32}
+config = vit_nano.Config(**sizes, weights=None)
+method = module.build(configs[name](), vit_nano.build(config), num_foreground_classes=3)
+state = copy.deepcopy(method.state_dict())
 
 
 def batch(labels):
@@ -44,11 +65,13 @@ def batch(labels):
 
 def run(data, step):
     method.zero_grad()
-    method.teacher.load_state_dict(method.projection.state_dict())
+    method.load_state_dict(state)
     output = method.training_losses(data, step, torch.Generator().manual_seed(0))
     output.total.backward()
     losses = {name: loss.detach() for name, loss in output.losses.items()}
-    return losses, {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    return losses, gradients, buffers
 
 
 batches = [
@@ -62,7 +85,13 @@ batches = [
 expected = [run(data, step) for step in (0, 10) for data in batches]
 method._outcome = torch.compile(method._outcome, fullgraph=True, backend="aot_eager")
 found = [run(data, step) for step in (0, 10) for data in batches]
-for (losses, gradients), (plain_losses, plain_gradients) in zip(found, expected):
+for (losses, gradients, buffers), (plain_losses, plain_gradients, plain_buffers) in zip(
+    found, expected
+):
+    # Of regions: the memory, which a step writes outside of the graph, and its clusters.
+    assert any(not torch.equal(buffers[name], state[name]) for name in buffers) == bool(buffers)
+    for name in buffers:
+        torch.testing.assert_close(buffers[name], plain_buffers[name], rtol=1e-5, atol=1e-6)
     assert losses.keys() == plain_losses.keys() and gradients.keys() == plain_gradients.keys()
     for name, loss in losses.items():
         torch.testing.assert_close(loss, plain_losses[name], rtol=1e-5, atol=1e-6)
@@ -98,9 +127,10 @@ with patch("torch.compile", compile_eagerly):
 
 
 @pytest.mark.slow
-def test_one_graph_holds_each_phase():
+@pytest.mark.parametrize("name", ["toco", "toco with regions", "rca"])
+def test_one_graph_holds_each_phase(name):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -109,6 +139,6 @@ def test_one_graph_holds_each_phase():
 def test_one_process_compiles_one_method_after_the_other():
     begin, _ = SCRIPT.split("expected = ")
     done = subprocess.run(
-        [sys.executable, "-c", begin + SEVERAL], capture_output=True, text=True, check=False
+        [sys.executable, "-c", begin + SEVERAL, "toco"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,13 +14,16 @@ from benchmarks import _steps
 from benchmarks import step as benchmark
 from benchmarks._flops import count_flops
 from benchmarks._made_up import generated_batch
-from toco.backbones import vit, vit_nano
-from toco.methods import toco
+from toco.backbones import vgg16, vit, vit_nano
+from toco.methods import rca, toco
 from toco.train.optim_config import AdamWConfig
 
 VOC = toco.Config(energy=toco.Term(weight=0))
 FULL, WARM_UP = VOC.segmentation.start_step, 0
 CLASSES = 20
+RCA = rca.Config(
+    loss_group_size=2, segmentation=VOC.segmentation, region_contrast={"start_step": FULL}
+)
 
 
 class Formula:
@@ -177,6 +180,37 @@ def test_both_steps_do_the_arithmetic_of_the_formula(monkeypatch):
     assert of_ours == pytest.approx(formula.ours(96, FULL), rel=5e-3)
 
 
+@pytest.mark.usefixtures("meta_autocast")
+def test_official_rca_takes_no_more_arithmetic_than_its_convolutions_need():
+    with torch.device("meta"):
+        method = rca.build(
+            rca.Config(loss_group_size=2), vgg16.build(vgg16.Config(weights=None)), CLASSES
+        )
+        features = torch.empty(1, 512, 46, 46)
+    batch = generated_batch(2, 368, CLASSES, seed=0)
+    images = batch.images[:1].to("meta")
+    convolution = 9 * 512**2  # one of 3 x 3
+    flop = 2 * 46**2
+    fine = flop * CLASSES * (3 * convolution + 512)
+    coarse = flop * (3 * convolution + 512 * CLASSES)
+    embedding = flop * 2 * convolution
+    # The aggregation: query, matrix of the centroids, context; the projection takes two inputs.
+    aggregation = flop * 5 * 512**2
+    backbone = count_flops(lambda: method.backbone(images))
+    assert count_flops(lambda: method.classifier(features)) == fine
+    # The figures of the official network at its own size of images.
+    assert (fine / 1e9, backbone / 1e9) == (
+        pytest.approx(599, abs=0.5),
+        pytest.approx(105, abs=0.5),
+    )
+    # Neither a step that clusters, nor one before the contrast.
+    step = method.config.region_contrast.start_step + 1
+    counted = count_flops(step_of(method, batch, step)) / len(batch.images)
+    differentiated = backbone + fine + coarse + embedding + aggregation
+    of_images = 2 * 368**2 * 9 * 3 * 64  # have no gradient
+    assert counted == pytest.approx(3 * differentiated - of_images, rel=1e-3)
+
+
 def test_a_backward_pass_of_fused_attention_counts_twice_the_forward_pass():
     heads = torch.randn(2, 3, 40, 16)
     query, key, value = (heads.clone().requires_grad_() for _ in range(3))
@@ -184,6 +218,21 @@ def test_a_backward_pass_of_fused_attention_counts_twice_the_forward_pass():
     attend = torch.nn.functional.scaled_dot_product_attention
     assert count_flops(lambda: attend(heads, heads, heads)) == forward
     assert count_flops(lambda: attend(query, key, value).sum().backward()) == 3 * forward
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_a_backward_pass_of_a_convolution_counts_twice_the_forward_pass(kind, groups):
+    convolution = kind(8, 12, 3, stride=2, groups=groups)
+    images = torch.randn(2, 8, 9, 9)
+    # Each position of the smaller map meets a weight for each pair of channels of a group.
+    positions = 4 * 4 if kind is torch.nn.Conv2d else 9 * 9
+    forward = 2 * 2 * positions * 9 * 8 * 12 // groups
+    assert count_flops(lambda: convolution(images)) == forward
+    # Images may have no gradient.
+    assert count_flops(lambda: convolution(images).sum().backward()) == 2 * forward
+    images.requires_grad_()
+    assert count_flops(lambda: convolution(images).sum().backward()) == 3 * forward
 
 
 class BlockingCopies(TorchDispatchMode):
@@ -212,16 +261,16 @@ class BlockingCopies(TorchDispatchMode):
 # on values.
 @pytest.mark.usefixtures("meta_autocast")
 @pytest.mark.parametrize("step", [FULL, WARM_UP])
-def test_nothing_in_the_step_waits_for_the_device(step):
-    energy = VOC.model_copy(
-        update={
-            "energy": toco.Config().energy,
-            "dense_energy": toco.DenseEnergyConfig(filter_name="exact"),
-        }
-    )
+@pytest.mark.parametrize("module", [toco, rca])
+def test_nothing_in_the_step_waits_for_the_device(module, step):
+    energy = {
+        "energy": toco.Config().energy,
+        "dense_energy": toco.DenseEnergyConfig(filter_name="exact"),
+    }
+    config = {toco: VOC, rca: RCA}[module].model_copy(update=energy)
     with torch.device("meta"):
         backbone = vit_nano.build(vit_nano.Config(weights=None))
-        method = toco.build(energy, backbone, CLASSES)
+        method = module.build(config, backbone, CLASSES)
     batch = generated_batch(2, 128, CLASSES, seed=0)
     with BlockingCopies() as copies:
         step_of(method, batch, step)()

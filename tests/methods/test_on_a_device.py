@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toco.backbones import vit_nano
 from toco.data import ViewsConfig, shapes
 from toco.data.loading.loader import TrainLoader
-from toco.methods import toco
+from toco.methods import rca, toco
 
 META = torch.device("meta")
 
@@ -50,34 +50,56 @@ def autocast_on_meta():
         yield
 
 
-@pytest.mark.usefixtures("autocast_on_meta")
-@pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_a_step_copies_its_batch_and_the_keys_of_the_crops_and_reads_nothing(precision):
-    dataset = shapes.open_split(shapes.Config(num_train=4, num_val=1, image_size_px=32), "train")
-    raw = next(TrainLoader(dataset, ViewsConfig(crop_size_px=32), 4, seed=0).batches(0, 1))
-    config = toco.Config(
+DECODER = {"segmentation": toco.Term(weight=0.1, start_step=10)}
+REGIONS = {
+    "aux_block": 0,
+    "region_contrast": rca.RegionContrastConfig(weight=0.1, start_step=10),
+    "region_memory": rca.MemoryConfig(slots=8),
+    # Clustering reads values.
+    "aggregation": rca.AggregationConfig(every=1000),
+}
+CONFIGS = {
+    "toco": toco.Config(
         aux_block=0,
         local_crop_size_px=16,
         num_local_crops=2,
         dense_energy=toco.DenseEnergyConfig(filter_name="exact"),
-        segmentation=toco.Term(weight=0.1, start_step=10),
         energy=toco.Term(weight=0.1, start_step=10),
-    )
+        **DECODER,
+    ),
+    "toco with regions": toco.Config(
+        local_crop_size_px=16, num_local_crops=2, **REGIONS, **DECODER
+    ),
+    "rca": rca.Config(loss_group_size=2, **REGIONS, **DECODER),
+}
+# The keys of the crops, one for each place, and the numbers of each image and class.
+KEYS, DRAWS = (4, 16 * 16), (3, 4, 8)
+COPIES = {"toco": ([KEYS], [KEYS]), "toco with regions": ([KEYS], [KEYS, DRAWS])}
+COPIES["rca"] = ([], [DRAWS])
+NUM_TERMS = {"toco": (4, 6), "toco with regions": (4, 6), "rca": (2, 4)}
+
+
+@pytest.mark.usefixtures("autocast_on_meta")
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_copies_its_batch_and_its_random_numbers_and_reads_nothing(name, precision):
+    dataset = shapes.open_split(shapes.Config(num_train=4, num_val=1, image_size_px=32), "train")
+    raw = next(TrainLoader(dataset, ViewsConfig(crop_size_px=32), 4, seed=0).batches(0, 1))
     encoder = vit_nano.Config(
         width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None
     )
-    method = toco.build(config, vit_nano.build(encoder), len(dataset.class_names)).to(META)
+    config = CONFIGS[name]
+    build = {"toco": toco.build, "rca": rca.build}[config.name]
+    method = build(config, vit_nano.build(encoder), len(dataset.class_names)).to(META)
     method.autocast_dtype = precision
     batch = raw.to(META)
     of_batch = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
     assert all(value.is_meta for value in of_batch if isinstance(value, torch.Tensor))
-    for step, terms in ((0, 4), (10, 6)):
+    for step, terms, expected in zip((0, 10), NUM_TERMS[name], COPIES[name], strict=True):
         with Copies() as copies:
             output = method.training_losses(batch, step, torch.Generator())
             output.total.backward()
         assert len(output.losses) == terms
-        assert copies.shapes == [(4, 16 * 16)], (
-            "only the keys, one for each place of a crop, come from the host"
-        )
+        assert copies.shapes == expected
     parameters = [parameter for group in method.parameter_groups().values() for parameter in group]
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in parameters)

@@ -51,6 +51,11 @@ REFUSED = {
     "energy of nothing": ({"method.dense_energy.scale": 0.01}, "empty at scale 0.01"),
     "a CAM scale of nothing": ({"method.cam_scales": [0.001]}, "empty at CAM scale 0.001"),
     "a CAM scale below a patch": ({"method.cam_scales": [0.1]}, "6x6 px, smaller than one patch"),
+    "a CAM scale of nothing at a step that clusters regions": (
+        {"method.name": "rca", "method.aggregation.every": 359, "method.cam_scales": [0.001]}
+        | {"method.segmentation.weight": 0.1},
+        "A training step .* empty at CAM scale 0.001",
+    ),
     "a CAM scale beyond any memory": (
         {"method.cam_scales": [1000]},
         "method.cam_scales asks for images of 64000 px",
@@ -107,6 +112,17 @@ RUNS = {
     "half precision": {"precision": "bfloat16"},
     "another backbone": {"backbone.name": "swin", "method.aux_block": 9},
     "stages of convolutions": {"backbone.name": "vgg16", "method.aux_block": 3},
+    "regions of stages of convolutions": {
+        "backbone.name": "vgg16",
+        "method.name": "rca",
+        "method.aggregation.every": 359,
+    },
+    "regions of tokens": {
+        "method.region_contrast.weight": 0.1,
+        "method.region_contrast.embedding": "points",
+        "method.aggregation.kind": "softmax",
+        "method.aggregation.every": 359,
+    },
     "residual blocks": {"backbone.name": "resnet38", "method.name": "cam"},
     "small sigmas of an exact filter": {
         "inference.crf.filter_name": "exact",

@@ -49,11 +49,15 @@ def region_masks(
     maps = class_maps.gather(1, present[:, :, None, None].expand(-1, -1, *class_maps.shape[2:]))
     is_present = class_labels.gather(1, present)[:, :, None, None] > 0
     if valid_box is None:
-        return (maps > maps.mean(dim=(2, 3), keepdim=True)) & is_present
-    is_valid = inside(valid_box, *maps.shape[2:])[:, None]
-    num_valid = is_valid.sum(dim=(2, 3), keepdim=True)
-    mean = (maps * is_valid).sum(dim=(2, 3), keepdim=True) / num_valid.clamp(min=1)
-    return (maps > mean) & is_valid & is_present
+        is_valid = torch.ones_like(maps[:, :1], dtype=torch.bool)
+    else:
+        is_valid = inside(valid_box, *maps.shape[2:])[:, None]
+    # Differences to the highest score: in a flat map they are exactly zero, and so is their mean.
+    # The mean of the scores themselves may be rounded below them.
+    highest = maps.masked_fill(~is_valid, -torch.inf).amax(dim=(2, 3), keepdim=True)
+    below = torch.where(is_valid, maps - highest, 0.0)
+    num_valid = is_valid.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    return (below > below.sum(dim=(2, 3), keepdim=True) / num_valid) & is_valid & is_present
 
 
 def pool_regions(

@@ -44,7 +44,8 @@ def cluster(
     nearest = None
     for _ in range(max_iterations):
         former, nearest = nearest, _distances(points, centroids).argmin(dim=-1)
-        if former is not None and torch.equal(former, nearest):
+        # Tensors on ``meta`` have shapes alone, so their second iteration is the last.
+        if former is not None and (points.is_meta or torch.equal(former, nearest)):
             break
         members = torch.nn.functional.one_hot(nearest, num_centroids).to(points.dtype)
         members = members * weights[..., None]

@@ -137,3 +137,13 @@ def inert_contrast(contrast: RegionContrastConfig, step: int) -> frozenset[str]:
         return frozenset()
     names = ("weight", "start_step", "temperature", "beta", "partner")
     return frozenset(f"region_contrast.{name}" for name in names)
+
+
+def late_contrast(contrast: RegionContrastConfig) -> int | None:
+    """First step of the contrast; ``None`` where it joins at once or never."""
+    return contrast.start_step or None if contrast.weight > 0 else None
+
+
+def earlier(*steps: int | None) -> int | None:
+    """Return the first of the steps at which terms join, or ``None`` where none joins late."""
+    return min((step for step in steps if step is not None), default=None)

@@ -24,7 +24,9 @@ from toco.methods._regions_config import (
     MemoryConfig,
     RegionContrastConfig,
     check_regions,
+    earlier,
     inert_contrast,
+    late_contrast,
 )
 
 if TYPE_CHECKING:
@@ -101,10 +103,7 @@ class Config(OptionalDecoderConfig):
 
     def late_step(self) -> int | None:
         """See the base class: the first step of the contrast or of the decoder's losses."""
-        starts = self._decoder_starts()
-        if self.region_contrast.weight > 0:
-            starts.append(self.region_contrast.start_step)
-        return min(starts, default=0) or None
+        return earlier(super().late_step(), late_contrast(self.region_contrast))
 
     def inert_until(self, step: int) -> frozenset[str]:
         """Settings of the contrast and of the decoder's losses, before their first steps."""

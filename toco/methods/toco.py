@@ -23,7 +23,9 @@ from toco.methods._regions_config import (
     MemoryConfig,
     RegionContrastConfig,
     check_regions,
+    earlier,
     inert_contrast,
+    late_contrast,
 )
 from toco.types import ExtraView
 
@@ -101,6 +103,12 @@ class Config(CamLabelsConfig):
     @model_validator(mode="after")
     def _regions_fit(self) -> Config:
         check_regions(self.region_contrast, self.region_memory, self.aggregation)
+        if self.aux_weight == 0 and self.aggregation.kind != "none":
+            raise ValueError(
+                "aux_weight is 0, so the maps of the auxiliary classifier are untrained, but "
+                f"aggregation.kind is {self.aggregation.kind}, whose memory takes its regions from "
+                "them; set it to none"
+            )
         return self
 
     @classmethod
@@ -132,17 +140,18 @@ class Config(CamLabelsConfig):
         return {"aux_cam": self.aux_block}
 
     def late_step(self) -> int | None:
-        """First step of the decoder's terms.
+        """First step of the decoder's terms or of the region contrast.
 
-        A term without weight never joins, but its ``start_step`` counts, since a study may give it
-        a weight.
+        A decoder's term without weight never joins, but its ``start_step`` counts, since a study
+        may give it a weight. Without region contrast, the network has other parts.
         """
         starts = [
             t.start_step
             for t in (self.segmentation, self.energy)
             if t.weight > 0 or t.start_step > 0
         ]
-        return min(starts, default=0) or None
+        of_decoder = min(starts, default=0) or None
+        return earlier(of_decoder, late_contrast(self.region_contrast))
 
     def inert_until(self, step: int) -> frozenset[str]:
         """All settings of the decoder's terms, as long as no such term counts.
