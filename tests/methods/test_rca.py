@@ -427,24 +427,24 @@ REFUSED = {
     "an untrained coarse head for the contrast": (
         rca,
         {"coarse_weight": 0.0},
-        r"coarse_weight is 0, .* region_contrast\.weight is 0\.08, .* set it to 0, too",
+        r"coarse_weight is 0, .* region_contrast\.weight is 0\.08; set region_contrast",
     ),
     "an untrained coarse head for the memory": (
         rca,
         {"coarse_weight": 0.0, "region_contrast": {"weight": 0.0}},
-        r"coarse_weight is 0, .* aggregation\.kind is linear, .* set it to none",
+        r"coarse_weight is 0, .* aggregation\.kind is linear; set region_contrast",
     ),
     "an untrained auxiliary classifier for the contrast": (
         toco,
         {"aux_weight": 0.0, "ptc": {"weight": 0}, "ctc": {"weight": 0}}
         | {"region_contrast": {"weight": 0.1}},
-        r"aux_weight is 0, .* region_contrast\.weight is 0\.1, .* set these to 0, too",
+        r"aux_weight is 0, .* region_contrast\.weight is 0\.1; set region_contrast",
     ),
     "an untrained auxiliary classifier for the memory": (
         toco,
         {"aux_weight": 0.0, "ptc": {"weight": 0}, "ctc": {"weight": 0}}
         | {"aggregation": {"kind": "softmax"}},
-        r"aux_weight is 0, .* aggregation\.kind is softmax, .* set it to none",
+        r"aux_weight is 0, .* aggregation\.kind is softmax; set region_contrast",
     ),
     "centroids of other tokens": (
         rca,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,32 +12,22 @@ from toco.heads.class_maps import ConvMaps
 from toco.heads.classifier import Classifier
 from toco.losses.classification import classification_loss
 from toco.methods._cam_heads import CamHead
-from toco.methods._method import CamMethod, DecoderOutput, compile_graphs, group_parameters
-from toco.methods._regions import Draws, RegionParts, Update, fused_width
+from toco.methods._method import compile_graphs, group_parameters
+from toco.methods._region_method import Outcome, RegionMethod
+from toco.methods._regions import Draws, fused_width
 from toco.methods.rca import Config
-from toco.tensors import Batch, Features, StepOutput
+from toco.tensors import Batch, StepOutput
 
 
-class _Outcome(NamedTuple):
-    """Results of a step's compiled part; see :class:`toco.methods._toco._Outcome`."""
-
-    losses: dict[str, Tensor]
-    counts: dict[str, Tensor]
-    decoder: DecoderOutput | None
-    update: Update | None
-
-
-class Rca(CamMethod):
+class Rca(RegionMethod):
     """The network of RCA and its training step.
 
     Attributes:
         coarse: Head of the coarse maps, on the features before the aggregation.
-        regions: Memory, embedding and aggregation; ``None`` where the config needs none.
     """
 
     config: Config
     coarse: CamHead
-    regions: RegionParts | None
 
     def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
         width = backbone.width
@@ -52,26 +41,12 @@ class Rca(CamMethod):
         )
         self.aux_block = config.aux_block
         self.coarse = _build_head(config, aux_width, num_foreground_classes, private=False)
-        self.regions = None
-        if config.has_memory():
-            self.regions = RegionParts(
-                config.region_contrast,
-                config.region_memory,
-                config.aggregation,
-                width,
-                aux_width,
-                num_foreground_classes,
-            )
+        self.regions = self.build_regions(aux_width)
         self.decoder = self.build_decoder() if config.has_decoder() else None
 
     def cam_heads(self) -> dict[str, CamHead]:
         """See the base class; the coarse head makes ``aux_cam``."""
         return {**super().cam_heads(), "aux_cam": self.coarse}
-
-    def head_input(self, name: str, features: Features) -> Tensor:
-        """See the base class; the aggregation changes what the final head gets."""
-        tokens = super().head_input(name, features)
-        return self.regions.fuse(tokens) if self.regions is not None and name == "cam" else tokens
 
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         """Compute the losses of one step, then update the memory.
@@ -101,12 +76,7 @@ class Rca(CamMethod):
             self.levels_of(batch.images, weights),
             terms=frozenset(weights),
         )
-        losses = outcome.losses
-        if outcome.decoder is not None and "energy" in weights:
-            losses["energy"] = self.energy(batch, outcome.decoder)
-        if self.regions is not None and outcome.update is not None:
-            self.regions.update_(outcome.update)
-        return StepOutput(losses, weights, outcome.counts)
+        return self.finish_step(batch, outcome, weights)
 
     def compile_step(self) -> None:
         """See the base class. Clustering, update of the memory and energy stay outside."""
@@ -127,7 +97,7 @@ class Rca(CamMethod):
         levels: Tensor | None,
         *,
         terms: Collection[str],
-    ) -> _Outcome:
+    ) -> Outcome:
         """Compute all losses in ``terms`` but the energy.
 
         The function reads no value of a tensor, so that it can be compiled.
@@ -151,30 +121,17 @@ class Rca(CamMethod):
             losses["coarse_classification"] = self.by_group(
                 classification_loss, outputs["aux_cam"].logits(), class_labels
             )
-        counts: dict[str, Tensor] = {}
-        update = None
-        if self.regions is not None:
-            loss, update, counts = self.regions.contrast(
-                features.features,
-                features.aux_features,
-                outputs["aux_cam"].maps(),
-                class_logits,
-                size_px,
-                class_labels,
-                present,
-                valid_box,
-                draws,
-                self.group_size(len(images)),
-            )
-            if loss is not None:
-                losses["region_contrast"] = loss
+        of_regions, update, counts = self.contrast_regions(
+            features, outputs, class_logits, size_px, class_labels, present, valid_box, draws
+        )
+        losses |= of_regions
         if levels is None:
-            return _Outcome(losses, counts, None, update)
+            return Outcome(losses, counts, None, update)
         cams = self.cam_maps(images, config.cam_scales, config.cam_flip, ("cam",), present, outputs)
         decoder = self.decoder_output(
             features.features, cams["cam"], levels, class_labels, present, valid_box, terms
         )
-        return _Outcome(losses | decoder.losses, counts | decoder.counts, decoder, update)
+        return Outcome(losses | decoder.losses, counts | decoder.counts, decoder, update)
 
 
 def _build_head(

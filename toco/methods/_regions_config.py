@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from toco.config import Config
-from toco.methods._config import Term
+from toco.methods._config import CamLabelsConfig, Term
 
 
 class RegionContrastConfig(Term):
@@ -105,26 +105,59 @@ class AggregationConfig(Config):
         return self
 
 
-def check_regions(
-    contrast: RegionContrastConfig, memory: MemoryConfig, aggregation: AggregationConfig
-) -> None:
-    """Check that the parts fit together.
+class RegionsConfig(CamLabelsConfig):
+    """Settings of a method that may have RCA's parts.
 
-    Raises:
-        ValueError: The aggregation would mix features with centroids of another space.
+    Attributes:
+        region_contrast: Contrast of regions with the memory.
+        region_memory: The memory. Without contrast and aggregation there is none.
+        aggregation: Aggregation of the memory's clusters into the features of the classifier.
     """
-    if aggregation.kind == "none":
-        return
-    if memory.tokens == "aux":
-        raise ValueError(
-            f"aggregation.kind is {aggregation.kind}, which mixes centroids into the final "
-            "features, but region_memory.tokens is aux; set it to final, or aggregation.kind to "
-            "none"
+
+    region_contrast: RegionContrastConfig = RegionContrastConfig(weight=0.0)
+    region_memory: MemoryConfig = MemoryConfig()
+    aggregation: AggregationConfig = AggregationConfig(kind="none")
+
+    @model_validator(mode="after")
+    def _spaces_agree(self) -> RegionsConfig:
+        kind = self.aggregation.kind
+        if kind == "none":
+            return self
+        if self.region_memory.tokens == "aux":
+            raise ValueError(
+                f"aggregation.kind is {kind}, which mixes centroids into the final features, but "
+                "region_memory.tokens is aux; set it to final, or aggregation.kind to none"
+            )
+        if self.region_memory.holds == "embedding" and self.region_contrast.embedding != "none":
+            raise ValueError(
+                f"aggregation.kind is {kind}, which mixes centroids into features, but "
+                "region_memory.holds is embedding; set it to features, or aggregation.kind to none"
+            )
+        return self
+
+    def has_memory(self) -> bool:
+        """Whether the contrast or the aggregation needs the memory."""
+        return self.region_contrast.weight > 0 or self.aggregation.kind != "none"
+
+    def check_maps(self, weight: str) -> None:
+        """Check that the maps which make the regions are trained.
+
+        Args:
+            weight: Name of the weight of the loss that trains them.
+
+        Raises:
+            ValueError: They are not, but there is a memory.
+        """
+        if getattr(self, weight) > 0 or not self.has_memory():
+            return
+        used = (
+            f"region_contrast.weight is {self.region_contrast.weight}"
+            if self.region_contrast.weight
+            else f"aggregation.kind is {self.aggregation.kind}"
         )
-    if memory.holds == "embedding" and contrast.embedding != "none":
         raise ValueError(
-            f"aggregation.kind is {aggregation.kind}, which mixes centroids into features, but "
-            "region_memory.holds is embedding; set it to features, or aggregation.kind to none"
+            f"{weight} is 0, so the maps that make the regions are untrained, but {used}; set "
+            "region_contrast.weight to 0 and aggregation.kind to none"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,42 +19,20 @@ from toco.losses.classification import classification_loss
 from toco.losses.ctc import class_token_contrast_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.methods._cam_heads import CamHead
-from toco.methods._method import (
-    CamMethod,
-    DecoderOutput,
-    autocast_device,
-    compile_graphs,
-    group_parameters,
-)
-from toco.methods._regions import Draws, RegionParts, Update, fused_width
+from toco.methods._method import autocast_device, compile_graphs, group_parameters
+from toco.methods._region_method import Outcome, RegionMethod
+from toco.methods._regions import Draws, fused_width
 from toco.methods.toco import Config
-from toco.tensors import Batch, Features, StepOutput
+from toco.tensors import Batch, StepOutput
 
 
-class _Outcome(NamedTuple):
-    """Results of a step's compiled part.
-
-    Attributes:
-        losses: All losses but the energy.
-        counts: Numbers to log.
-        decoder: Output of the decoder; ``None`` at steps at which it does not learn.
-        update: What the regions write to the memory; ``None`` without a memory.
-    """
-
-    losses: dict[str, Tensor]
-    counts: dict[str, Tensor]
-    decoder: DecoderOutput | None
-    update: Update | None
-
-
-class ToCo(CamMethod):
+class ToCo(RegionMethod):
     """The network of ToCo and its training step."""
 
     config: Config
 
     classifier: Classifier
     decoder: LargeFov
-    regions: RegionParts | None
 
     def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
         width, aux_width = backbone.width, backbone.aux_width(config.aux_block)
@@ -67,26 +44,12 @@ class ToCo(CamMethod):
         self.projection, self.teacher = (ProjectionHead(width, config.projection) for _ in range(2))
         self.teacher.load_state_dict(self.projection.state_dict())
         self.teacher.requires_grad_(False)
-        # Last, so that the parts above begin with the same weights with and without them.
-        self.regions = None
-        if config.region_contrast.weight > 0 or config.aggregation.kind != "none":
-            self.regions = RegionParts(
-                config.region_contrast,
-                config.region_memory,
-                config.aggregation,
-                width,
-                aux_width,
-                num_foreground_classes,
-            )
+        # Last, so that with the same classifier the parts above begin with the same weights.
+        self.regions = self.build_regions(aux_width)
 
     def cam_heads(self) -> dict[str, CamHead]:
         """See the base class; the auxiliary classifier makes ``aux_cam``."""
         return {**super().cam_heads(), "aux_cam": self.aux_classifier}
-
-    def head_input(self, name: str, features: Features) -> Tensor:
-        """See the base class; the aggregation changes what the last classifier gets."""
-        tokens = super().head_input(name, features)
-        return self.regions.fuse(tokens) if self.regions is not None and name == "cam" else tokens
 
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         """Compute the losses of one step.
@@ -143,12 +106,7 @@ class ToCo(CamMethod):
             terms=frozenset(weights),
             from_aux_cam=step < config.aux_pseudo_labels_until_step,
         )
-        losses = outcome.losses
-        if outcome.decoder is not None and "energy" in weights:
-            losses["energy"] = self.energy(batch, outcome.decoder)
-        if self.regions is not None and outcome.update is not None:
-            self.regions.update_(outcome.update)
-        return StepOutput(losses, weights, outcome.counts)
+        return self.finish_step(batch, outcome, weights)
 
     def compile_step(self) -> None:
         """See the base class. All but the energy becomes one graph for each phase."""
@@ -168,7 +126,7 @@ class ToCo(CamMethod):
         *,
         terms: Collection[str],
         from_aux_cam: bool,
-    ) -> _Outcome:
+    ) -> Outcome:
         """Compute all losses in ``terms`` but the energy.
 
         The function reads no value of a tensor, so that it can be compiled.
@@ -234,31 +192,26 @@ class ToCo(CamMethod):
                 )
 
             # Region contrast: regions of the auxiliary classifier's maps against the memory.
-            update = None
-            if self.regions is not None:
-                loss, update, region_counts = self.regions.contrast(
-                    main.features,
-                    main.aux_features,
-                    outputs["aux_cam"].maps(),
-                    class_logits,
-                    _size(images),
-                    class_labels,
-                    present,
-                    valid_box,
-                    draws,
-                    self.group_size(len(images)),
-                )
-                counts |= region_counts
-                if loss is not None:
-                    losses["region_contrast"] = loss
+            of_regions, update, region_counts = self.contrast_regions(
+                main,
+                outputs,
+                class_logits,
+                _size(images),
+                class_labels,
+                present,
+                valid_box,
+                draws,
+            )
+            losses |= of_regions
+            counts |= region_counts
 
             # Segmentation: the decoder learns the refined CAM.
             if levels is None:
-                return _Outcome(losses, counts, None, update)
+                return Outcome(losses, counts, None, update)
             decoder = self.decoder_output(
                 main.features, cams[source], levels, class_labels, present, valid_box, terms
             )
-            return _Outcome(losses | decoder.losses, counts | decoder.counts, decoder, update)
+            return Outcome(losses | decoder.losses, counts | decoder.counts, decoder, update)
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """The official four groups; frozen position embeddings and the teacher are in none."""

@@ -23,7 +23,7 @@ from toco.methods._regions_config import (
     AggregationConfig,
     MemoryConfig,
     RegionContrastConfig,
-    check_regions,
+    RegionsConfig,
     earlier,
     inert_contrast,
     late_contrast,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from toco.methods._rca import Rca
 
 
-class Config(OptionalDecoderConfig):
+class Config(OptionalDecoderConfig, RegionsConfig):
     """Settings of RCA; the defaults are those of the official code where it has no fault.
 
     Attributes:
@@ -47,9 +47,6 @@ class Config(OptionalDecoderConfig):
         pooling: What makes a class score of an image: the ``mean`` of its map (official), or the
             maximum. With ``linear`` maps each channel is pooled, as in ToCo.
         coarse_weight: Weight of the coarse classification loss. The other has weight 1.
-        region_contrast: Contrast of regions with the memory.
-        region_memory: The memory. Without contrast and aggregation there is none.
-        aggregation: Aggregation of the memory's clusters.
     """
 
     name: str = "rca"
@@ -59,24 +56,11 @@ class Config(OptionalDecoderConfig):
     pooling: Literal["mean", "max"] = "mean"
     coarse_weight: float = Field(default=0.4, ge=0)
     region_contrast: RegionContrastConfig = RegionContrastConfig(start_step=2646)
-    region_memory: MemoryConfig = MemoryConfig()
     aggregation: AggregationConfig = AggregationConfig()
 
     @model_validator(mode="after")
-    def _regions_fit(self) -> Config:
-        check_regions(self.region_contrast, self.region_memory, self.aggregation)
-        if self.coarse_weight == 0 and self.region_contrast.weight > 0:
-            raise ValueError(
-                "coarse_weight is 0, so the coarse maps are those of an untrained head, but "
-                f"region_contrast.weight is {self.region_contrast.weight}, which takes its regions "
-                "from them; set it to 0, too"
-            )
-        if self.coarse_weight == 0 and self.aggregation.kind != "none":
-            raise ValueError(
-                "coarse_weight is 0, so the coarse maps are those of an untrained head, but "
-                f"aggregation.kind is {self.aggregation.kind}, whose memory takes its regions from "
-                "them; set it to none"
-            )
+    def _regions_are_trained(self) -> Config:
+        self.check_maps("coarse_weight")
         return self
 
     @classmethod
@@ -92,10 +76,6 @@ class Config(OptionalDecoderConfig):
             region_memory=MemoryConfig(slots=4, start="noise"),
             aggregation=AggregationConfig(centroids=2, every=10**6, num_starts=2),
         )
-
-    def has_memory(self) -> bool:
-        """Whether a term or the aggregation needs the memory."""
-        return self.region_contrast.weight > 0 or self.aggregation.kind != "none"
 
     def further_cams(self) -> dict[str, int | None]:
         """The CAM of the coarse head."""

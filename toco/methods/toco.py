@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 from toco.cam.config import ParConfig
 from toco.heads.config import ProjectionConfig
 from toco.losses.config import DenseEnergyConfig
-from toco.methods._config import CamLabelsConfig, Term
+from toco.methods._config import Term
 from toco.methods._regions_config import (
     AggregationConfig,
     MemoryConfig,
     RegionContrastConfig,
-    check_regions,
+    RegionsConfig,
     earlier,
     inert_contrast,
     late_contrast,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from toco.methods._toco import ToCo
 
 
-class Config(CamLabelsConfig):
+class Config(RegionsConfig):
     """Settings of ToCo; the defaults are the paper's for VOC.
 
     Attributes:
@@ -57,10 +57,6 @@ class Config(CamLabelsConfig):
             untrained, so no other term may use it.
         ptc: Weight and first step of patch token contrast. The classification loss has weight 1.
         ctc: Weight and first step of class token contrast.
-        region_contrast: RCA's contrast of regions, whose coarse maps are those of the auxiliary
-            classifier. Without weight, and without ``aggregation``, there is no memory.
-        region_memory: RCA's memory of regions.
-        aggregation: RCA's aggregation into the features of the classifier.
     """
 
     name: str = "toco"
@@ -78,16 +74,12 @@ class Config(CamLabelsConfig):
     ctc: Term = Term(weight=0.5)
     segmentation: Term = Term(weight=0.1, start_step=2001)
     energy: Term = Term(weight=0.05, start_step=2001)
-    region_contrast: RegionContrastConfig = RegionContrastConfig(weight=0.0)
-    region_memory: MemoryConfig = MemoryConfig()
-    aggregation: AggregationConfig = AggregationConfig(kind="none")
 
     @model_validator(mode="after")
     def _aux_cam_is_trained(self) -> Config:
         uses = {
             "ptc.weight": self.ptc.weight,
             "ctc.weight": self.ctc.weight,
-            "region_contrast.weight": self.region_contrast.weight,
             "aux_pseudo_labels_until_step": self.aux_pseudo_labels_until_step,
         }
         if self.aux_weight == 0 and (
@@ -101,14 +93,8 @@ class Config(CamLabelsConfig):
         return self
 
     @model_validator(mode="after")
-    def _regions_fit(self) -> Config:
-        check_regions(self.region_contrast, self.region_memory, self.aggregation)
-        if self.aux_weight == 0 and self.aggregation.kind != "none":
-            raise ValueError(
-                "aux_weight is 0, so the maps of the auxiliary classifier are untrained, but "
-                f"aggregation.kind is {self.aggregation.kind}, whose memory takes its regions from "
-                "them; set it to none"
-            )
+    def _regions_are_trained(self) -> Config:
+        self.check_maps("aux_weight")
         return self
 
     @classmethod
