@@ -1,7 +1,7 @@
 """Methods side by side: plain CAM, RCA, ToCo, and ToCo with RCA's parts.
 
     python -m sweeps run methods
-    python -m sweeps run methods --also "My method=my_package.my_recipe"
+    python -m sweeps run methods --also "My method=my_package.my_recipe" --tuned tuned.json
     python -m sweeps run methods --system "CAM=my_package.cam" --system "ToCo=my_package.toco"
 
 Every row is a recipe. Data, views, backbone, optimizer, steps, decoder, labels and evaluation are
@@ -58,15 +58,27 @@ def best_trial(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 @cache
-def tuning_trials() -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """Read the trials of the tuning, by recipe."""
-    trials: dict[str, Sequence[Mapping[str, Any]]] = json.loads(TUNED.read_text())
-    return trials
+def read_trials(path: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Read the trials of tunings, by recipe.
+
+    Raises:
+        ValueError: The file is no record of trials.
+    """
+    try:
+        content = json.loads(path.read_text())
+        for trials in content.values():
+            best_trial(trials)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no record of tunings: expected what methods_tuning.py record writes."
+        ) from error
+    recorded: dict[str, Sequence[Mapping[str, Any]]] = content
+    return recorded
 
 
-def tuned(recipe: str) -> dict[str, Any]:
+def tuned(recipe: str, path: Path = TUNED) -> dict[str, Any]:
     """Return the tuned values of a recipe, by dotted path; empty where it was not tuned."""
-    trials = tuning_trials().get(recipe)
+    trials = read_trials(path).get(recipe)
     if trials is None:
         return {}
     best = best_trial(trials)
@@ -89,19 +101,22 @@ PUBLISHED = {
 COMPARED = Declared((CAM_MIOU, SEG_MIOU))
 
 
-def systems(named: Mapping[str, str], versus: Mapping[str, str]) -> tuple[System, ...]:
+def systems(
+    named: Mapping[str, str], versus: Mapping[str, str], path: Path = TUNED
+) -> tuple[System, ...]:
     """Make the systems of recipes by label.
 
     Args:
         named: Recipe by label, in the order of the rows.
         versus: Label of the row that a row is compared with, where that is not the first.
+        path: Record of the tunings. A recipe that it lacks has the values of the project's record.
     """
     first = next(iter(named), None)
     return tuple(
         System(
             label,
             recipe,
-            tuned(recipe),
+            tuned(recipe, path) or tuned(recipe),
             None if label == first else versus.get(label, first),
             PUBLISHED.get(label, "") if RECIPES.get(label) == recipe else "",
         )
@@ -128,13 +143,19 @@ STUDY = Study(
 )
 
 
-def with_rows(study: Study, system: Mapping[str, str], also: Mapping[str, str]) -> Study:
+def with_rows(
+    study: Study,
+    system: Mapping[str, str],
+    also: Mapping[str, str],
+    tuned_file: Path | None = None,
+) -> Study:
     """Give the table other rows.
 
     Args:
         study: The study with the common options.
         system: Recipe by label of all rows; empty for those of the benchmark.
         also: Recipe by label of further rows.
+        tuned_file: Record of further tunings.
 
     Raises:
         click.UsageError: ``--recipe`` is given, or a label occurs twice.
@@ -147,7 +168,7 @@ def with_rows(study: Study, system: Mapping[str, str], also: Mapping[str, str]) 
         )
     if repeated := named.keys() & also.keys():
         raise click.UsageError(f"--also {min(repeated)}: there is a row with this label already.")
-    rows = systems({**named, **also}, {} if system else VERSUS)
+    rows = systems({**named, **also}, {} if system else VERSUS, tuned_file or TUNED)
     return dataclasses.replace(study, recipe=rows[0].recipe, design=Systems(rows, COMPARED))
 
 
@@ -168,6 +189,12 @@ main = study_command(
             multiple=True,
             callback=assignments,
             help="A further row, LABEL=RECIPE, compared with the first.",
+        ),
+        click.option(
+            "--tuned",
+            "tuned_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Record of your own tunings, from methods_tuning.py record --tuned FILE.",
         ),
     ],
 )

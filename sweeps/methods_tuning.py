@@ -39,7 +39,7 @@ from sweeps.methods import (
     RECIPES,
     TUNED,
     best_trial,
-    tuning_trials,
+    read_trials,
 )
 from toco.config import flatten
 from toco.files import write_text
@@ -110,15 +110,24 @@ main = study_command(STUDY, __doc__, adapt=for_recipe)
 @click.option(
     "--storage", type=click.Path(path_type=Path), help="Folder of studies.  [default: ./results]"
 )
-def record(recipes: tuple[str, ...], storage: Path | None) -> None:
+@click.option(
+    "--tuned",
+    "path",
+    default=TUNED,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; recipes that it has stay.  [default: that of the project]",
+)
+def record(recipes: tuple[str, ...], storage: Path | None, path: Path) -> None:
     """Write the finished trials of RECIPES for the table of methods, and print the chosen ones."""
-    trials = dict(tuning_trials())
+    trials = dict(read_trials(path)) if path.exists() else {}
     for recipe in recipes:
         trials[recipe] = finished_trials(recipe, storage or default_storage())
         best = best_trial(trials[recipe])
-        click.echo(f"{recipe}: trial {best['number']}, {json.dumps(best)}")
-    write_text(TUNED, json.dumps(trials, indent=1) + "\n")
-    click.echo(f"Wrote {TUNED}.")
+        settings = {**best["values"], **best["metrics"]}
+        values = ", ".join(f"{name} {value:.3g}" for name, value in settings.items())
+        click.echo(f"{recipe}: trial {best['number']}: {values}")
+    write_text(path, json.dumps(trials, indent=1) + "\n")
+    click.echo(f"Wrote {path}.")
 
 
 def finished_trials(recipe: str, storage: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """The table of methods: its rule of tuning, its recorded trials, and its rows."""
 
+import dataclasses
+import json
+
 import click
 import pytest
 
@@ -8,6 +11,7 @@ from sweeps.core.design.systems import THRESHOLD
 from toco.config import flatten
 from toco.registry import load
 
+LOW = "method.low_threshold"
 CAM, SEG, BEST = methods.CAM_BEST_MIOU, methods.SEG_MIOU, methods.CAM_BEST_THRESHOLD
 
 
@@ -22,7 +26,7 @@ def test_the_rule_takes_the_best_mean_and_the_earlier_of_equals():
 
 @pytest.mark.parametrize("recipe", methods.RECIPES.values())
 def test_every_row_was_tuned_with_the_same_budget_and_the_rule(recipe):
-    trials = methods.tuning_trials()[recipe]
+    trials = methods.read_trials(methods.TUNED)[recipe]
     assert [trial["number"] for trial in trials] == list(range(methods_tuning.STUDY.num_trials))
     settings = flatten(load("toco.recipes", recipe).recipe())
     space = methods_tuning.space(settings)
@@ -73,8 +77,26 @@ def test_rows_may_be_replaced_and_added():
 def test_a_label_twice_and_a_recipe_option_are_refused():
     with pytest.raises(click.UsageError, match=r"--also ToCo: there is a row with this label"):
         methods.with_rows(methods.STUDY, {}, {"ToCo": "shapes_rca"})
-    import dataclasses
-
     other = dataclasses.replace(methods.STUDY, recipe="shapes_nano")
     with pytest.raises(click.UsageError, match=r"every row of this table is a recipe"):
         methods.with_rows(other, {}, {})
+
+
+def test_a_record_of_ones_own_adds_rows_and_keeps_the_projects(tmp_path):
+    own = tmp_path / "tuned.json"
+    mine = {"number": 0, "values": {LOW: 0.3}, "metrics": {CAM: 0.4, SEG: 0.4, BEST: 0.66}}
+    own.write_text(json.dumps({"shapes_nano": [mine]}))
+    named = {"A": "shapes_cam", "B": "shapes_nano"}
+    first, second = methods.systems(named, {}, own)
+    assert first.tuned == methods.tuned("shapes_cam")
+    assert second.tuned == {LOW: 0.3, THRESHOLD: 0.66}
+    study = methods.with_rows(methods.STUDY, named, {}, own)
+    assert study.design.systems == (first, second)
+
+
+@pytest.mark.parametrize("content", ["[]", "no json", '{"a": [{}]}', '{"a": []}', '{"a": 1}'])
+def test_another_file_is_refused(tmp_path, content):
+    path = tmp_path / "tuned.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"tuned\.json is no record of tunings: expected what"):
+        methods.read_trials(path)
