@@ -17,7 +17,11 @@ Default: the embedded benchmark. 4 rows and the A/A row; 6 comparisons are teste
 10 seeds. These are 15 to 43 trainings of half a minute on one core, about 5 minutes on two cores
 for the first 15.
 
-Expected: not measured.
+Expected on the embedded benchmark, after 37 trainings (mIoU in percent, 7 to 10 seeds with standard
+deviations of 0.7 to 4.8): CAM 29.8, 40.4, 48.4, 50.2 and segmentation 23.0, 34.9, 49.4, 51.3 from
+the first row to the last. RCA and ToCo are shown to be above the plain CAM in both, by 10.6 and
+18.8 points of CAM. ToCo + RCA is shown to be 1.9 points of CAM above ToCo; in segmentation the
+comparison is given up after 5 seeds. Everything but the method was chosen with ToCo.
 """
 
 from __future__ import annotations

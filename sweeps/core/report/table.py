@@ -34,10 +34,16 @@ NOT_VOC = (
 MEANINGS = {
     "val/cam_miou": "mIoU of the CAM of the last block",
     "val/aux_cam_miou": "mIoU of the auxiliary CAM, made from the tokens of the auxiliary block",
+    "val/cam_best_miou": (
+        "mIoU of the CAM at the threshold that is best on the scored masks, which no user has"
+    ),
     "val/seg_miou": "mIoU of the decoder's segmentation",
     "val/patch_similarity_last": (
         "mean cosine similarity of the patch tokens after the last block (1 = all the same)"
     ),
+    "step_time_s": "mean seconds of a training step, beside what else ran",
+    "peak_memory_gb": "peak memory of the training in GB: of its GPU, or else of its process",
+    "parameters_m": "millions of numbers in the network's parameters, trained or frozen",
 }
 """Explanation of each metric, by key."""
 MAX_STATES = 50
