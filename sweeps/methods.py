@@ -20,7 +20,7 @@ for the first 15.
 Expected on the embedded benchmark, after 37 trainings (mIoU in percent, 7 to 10 seeds with standard
 deviations of 0.7 to 4.8): CAM 29.8, 40.4, 48.4, 50.2 and segmentation 23.0, 34.9, 49.4, 51.3 from
 the first row to the last. RCA and ToCo are shown to be above the plain CAM in both, by 10.6 and
-18.8 points of CAM. ToCo + RCA is shown to be 1.9 points of CAM above ToCo; in segmentation the
+18.8 points of CAM. ToCo + RCA is shown to be 1.8 points of CAM above ToCo; in segmentation the
 comparison is given up after 5 seeds. Everything but the method was chosen with ToCo.
 """
 
