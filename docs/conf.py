@@ -44,7 +44,10 @@ PAGES = (
     ("Reference", ("api_runs", "api_configs", "api_methods", "api_functions", "api_studies")),
 )
 """The pages of docs/ in the order of the site's menu."""
-PROJECT = ("CONTRIBUTING", "CHANGELOG", "benchmarks/results/README", "examples/own_method/README")
+PROJECT = (
+    *("CONTRIBUTING", "CHANGELOG", "benchmarks/results/README"),
+    *("examples/own_method/README", "examples/own_loss/README"),
+)
 
 
 def add_menu_and_headers(app: Sphinx, name: str, source: list[str]) -> None:

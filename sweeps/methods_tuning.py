@@ -1,7 +1,10 @@
 """Tuning of one row of the table of methods: the same rule and 20 trials for every method.
 
     python -m sweeps run methods_tuning --recipe shapes_rca
-    python sweeps/methods_tuning.py record shapes_cam shapes_rca shapes_nano shapes_toco_rca
+    python -m sweeps.methods_tuning record shapes_cam shapes_rca shapes_nano shapes_toco_rca
+
+A loss weight is the ``weight`` of a term, which has a ``start_step``, too, or a setting of the
+method that ends in ``_weight``. A weight of 0 stays 0, and other settings stay as they are.
 
 The rule: every loss weight of the recipe is drawn from an eighth of its value to eight times it.
 The label thresholds are drawn from 0.1 to 0.5 and from 0.5 to 0.85. The first trial has the
@@ -22,13 +25,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from sweeps.core.commands.command import study_command
+from sweeps.core.commands.command import assignments, study_command
 from sweeps.core.design.paper import SEG_MIOU
 from sweeps.core.design.search_space import Objective, SearchStudy
 from sweeps.core.plan.launch_options import default_storage
@@ -84,11 +88,21 @@ def _is_loss_weight(path: str, settings: dict[str, Any]) -> bool:
 
 
 def for_recipe(study: SearchStudy) -> SearchStudy:
-    """Make the space of the study's recipe, on scenes that no table uses."""
+    """Make the space of the study's recipe, on scenes that no table uses.
+
+    Raises:
+        ValueError: The data set has no seed, and no setting of it was changed: the search would
+            score the images of the table.
+    """
     settings = flatten(study.base())
     changes = {"evaluate_every": settings["num_steps"], **study.changes}
     if DATA_SEED in settings:
         changes = {DATA_SEED: TUNING_DATA_SEED, **changes}
+    elif not any(path.startswith("data.") and path != "data.root" for path in study.changes):
+        raise ValueError(
+            f"{study.name} would tune {study.recipe} on the images that the table scores. Name "
+            "other lists with --set, as in --set data.val_list=held_out."
+        )
     return dataclasses.replace(study, space=space(settings), changes=changes)
 
 
@@ -108,6 +122,18 @@ main = study_command(STUDY, __doc__, adapt=for_recipe)
 @main.command("record")
 @click.argument("recipes", nargs=-1, required=True)
 @click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    callback=assignments,
+    help="Field that the tuning has set: a.b=value.",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the data set (data.root).",
+)
+@click.option(
     "--storage", type=click.Path(path_type=Path), help="Folder of studies.  [default: ./results]"
 )
 @click.option(
@@ -117,11 +143,18 @@ main = study_command(STUDY, __doc__, adapt=for_recipe)
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write; recipes that it has stay.  [default: that of the project]",
 )
-def record(recipes: tuple[str, ...], storage: Path | None, path: Path) -> None:
+def record(
+    recipes: tuple[str, ...],
+    changes: Mapping[str, str],
+    data: Path | None,
+    storage: Path | None,
+    path: Path,
+) -> None:
     """Write the finished trials of RECIPES for the table of methods, and print the chosen ones."""
     trials = dict(read_trials(path)) if path.exists() else {}
+    root = {} if data is None else {"data.root": str(data.expanduser().resolve())}
     for recipe in recipes:
-        trials[recipe] = finished_trials(recipe, storage or default_storage())
+        trials[recipe] = finished_trials(recipe, {**changes, **root}, storage or default_storage())
         best = best_trial(trials[recipe])
         settings = {**best["values"], **best["metrics"]}
         values = ", ".join(f"{name} {value:.3g}" for name, value in settings.items())
@@ -130,16 +163,16 @@ def record(recipes: tuple[str, ...], storage: Path | None, path: Path) -> None:
     click.echo(f"Wrote {path}.")
 
 
-def finished_trials(recipe: str, storage: Path) -> list[dict[str, Any]]:
+def finished_trials(recipe: str, changes: Mapping[str, str], storage: Path) -> list[dict[str, Any]]:
     """Read the finished trials of a recipe's tuning.
 
     Raises:
-        click.UsageError: A trial of the tuning has not ended.
+        click.UsageError: A trial of the tuning has not ended, or lacks a score.
     """
     from sweeps.core.plan.survey import SearchSituation, survey
     from sweeps.core.store.search_record import ENDED
 
-    study = for_recipe(dataclasses.replace(STUDY, recipe=recipe))
+    study = for_recipe(dataclasses.replace(STUDY, recipe=recipe, changes=changes))
     situation = survey(study, storage)
     assert isinstance(situation, SearchSituation)  # noqa: S101 - the study is a search
     found = situation.record()
@@ -154,7 +187,16 @@ def finished_trials(recipe: str, storage: Path) -> list[dict[str, Any]]:
         entry = situation.ledger.entry(trial.key)
         if trial.state == "finished" and entry is not None:
             names = (CAM_BEST_MIOU, CAM_BEST_THRESHOLD, SEG_MIOU)
-            metrics = {name: round(float(entry.metrics[name] or 0), 6) for name in names}
+            metrics = {
+                name: round(float(value), 6)
+                for name in names
+                if (value := entry.metrics.get(name)) is not None
+            }
+            if missing := set(names) - metrics.keys():
+                raise click.UsageError(
+                    f"Trial {trial.number} of {recipe} has no {', '.join(sorted(missing))}: "
+                    "expected a method with a decoder."
+                )
             trials.append(
                 {"number": trial.number, "values": dict(trial.values), "metrics": metrics}
             )

@@ -140,11 +140,21 @@ class StepOutput:
         losses: Scalar tensors by term. A term with weight 0 at this step may be absent.
         weights: Weight of every term in ``losses``.
         counts: Numbers to log that are no losses (ignored affinities, positive crops, ...).
+
+    Raises:
+        ValueError: A loss has no weight.
     """
 
     losses: dict[str, Float[Tensor, ""]]
     weights: dict[str, float]
     counts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if lacking := self.losses.keys() - self.weights.keys():
+            raise ValueError(
+                f"A training step has the losses {', '.join(sorted(lacking))} without a weight; "
+                "expected a weight of each loss under the same name."
+            )
 
     @property
     def total(self) -> Float[Tensor, ""]:

@@ -63,7 +63,7 @@ def part(whole, rank):
     )
 
 
-@pytest.fixture(params=[*available("toco.methods"), "own_method.method"])
+@pytest.fixture(params=[*available("toco.methods"), "own_method.method", "own_loss.method"])
 def method(request, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     torch.manual_seed(0)

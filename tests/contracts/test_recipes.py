@@ -16,7 +16,7 @@ from toco.train.run_config import RunConfig
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture(params=[*available("toco.recipes"), "own_method.recipe"])
+@pytest.fixture(params=[*available("toco.recipes"), "own_method.recipe", "own_loss.recipe"])
 def recipe(request, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return request.param

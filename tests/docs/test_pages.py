@@ -137,7 +137,7 @@ def test_every_command_has_a_program_a_verb_and_options_that_exist(page):
 
 HEADERS = sorted(
     path
-    for folder in ("toco/recipes", "sweeps", "cluster", "examples/own_method")
+    for folder in ("toco/recipes", "sweeps", "cluster", "examples/own_method", "examples/own_loss")
     for path in (ROOT / folder).glob("[a-z]*.py")
 )
 
@@ -190,6 +190,8 @@ def check_python(words, command):
             check_toco(rest, command)
         elif program == "sweeps":
             check_study(rest, command)
+        elif program.startswith("sweeps."):
+            parse(load("sweeps", program.removeprefix("sweeps.")).main, rest, command)
         else:
             assert program == "benchmarks", command
             parse(benchmarks.__main__.main, rest, command)
@@ -197,11 +199,7 @@ def check_python(words, command):
     script, *rest = words
     if script.startswith("sweeps/"):
         assert (ROOT / script).is_file(), command
-        main = load("sweeps", Path(script).stem).main
-        if rest and rest[0] in main.commands:  # a verb of the study, also one of its own
-            parse(main, rest, command)
-        else:
-            check_study(["run", Path(script).stem, *rest], command)
+        check_study(["run", Path(script).stem, *rest], command)
     elif script == "cluster/ray_nodes.py":
         parse(ray_nodes(), rest, command)
     else:

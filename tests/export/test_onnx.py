@@ -109,7 +109,7 @@ def test_a_network_of_timm_with_cams_at_a_fixed_size(exported):
 @pytest.mark.parametrize("size", [(32, 32), (24, 56)])
 def test_the_cams_of_a_network_with_a_memory(exported, size):
     method = open_trained(exported.regions).method
-    assert method.regions.memory.is_clustered.all()
+    assert method.rca_parts.memory.is_clustered.all()
     images = np.random.default_rng(1).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     cams, class_logits = InferenceSession(exported.out / "regions.onnx").run(
         ["cams", "class_logits"], {"images": images}
@@ -119,7 +119,7 @@ def test_the_cams_of_a_network_with_a_memory(exported, size):
     np.testing.assert_allclose(cams, expected.cams.cam, atol=1e-3)
     np.testing.assert_allclose(class_logits, expected.class_logits, atol=1e-5)
     # The centroids are in the file.
-    method.regions.memory.centroids.neg_()
+    method.rca_parts.memory.centroids.neg_()
     other = method.predict(normalised, scales=(1.0,), flip=False)
     assert np.abs(class_logits - other.class_logits.numpy()).max() > 1e-3
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from toco.backbones import Backbone, vit_nano
-from toco.methods import _regions, rca, toco
+from toco.methods import _rca_parts, rca, toco
 from toco.tensors import Batch, Features, present_classes
 from toco.types import Shard
 
@@ -90,9 +90,7 @@ METHODS = {
         **parts({"start": "noise", "own_masks": False}, {"partner": "any"}, {"kind": "linear"}),
     ),
     "the paper's parts": lambda: build_rca(
-        **parts(
-            {"holds": "embedding"}, {"embedding": "none", "scores": "raw"}, {"kind": "softmax"}
-        ),
+        **parts({}, {"embedding": "none", "scores": "raw"}, {"kind": "softmax"}),
         segmentation={"weight": 0.1, "start_step": START},
     ),
     "memory of an embedding of auxiliary tokens": lambda: build_rca(
@@ -108,7 +106,7 @@ def method(request):
 
 
 def memory_of(method):
-    return {n.rpartition(".")[2]: v for n, v in method.regions.memory.state_dict().items()}
+    return {n.rpartition(".")[2]: v for n, v in method.rca_parts.memory.state_dict().items()}
 
 
 # Images that have nothing to give.
@@ -146,12 +144,12 @@ def test_a_flat_coarse_map_has_no_regions():
         assert output.counts["regions"] == 0
         assert_all_finite(method, output, gradients)
     assert output.losses["region_contrast"] == 0
-    assert method.regions.memory.filled.sum() == 0
+    assert method.rca_parts.memory.filled.sum() == 0
 
 
 def test_the_first_contrast_may_meet_an_empty_memory(method):
     data = batch()
-    official = bool(method.regions.memory.filled.any())
+    official = bool(method.rca_parts.memory.filled.any())
     output, gradients = run(method, data, START)
     assert_all_finite(method, output, gradients)
     assert (output.losses["region_contrast"] > 0) == official
@@ -250,7 +248,7 @@ def test_draws_do_not_depend_on_the_number_of_ranks(beta):
 
     def draws_of(data, step=7):
         generator = torch.Generator().manual_seed(5)
-        return method.regions.begin_step(data, step, generator, with_contrast=True)
+        return method.rca_parts.begin_step(data, step, generator, with_contrast=True)
 
     # Clustering takes its numbers first.
     for step in (0, 7):
@@ -274,23 +272,23 @@ def test_clustering_does_not_depend_on_the_number_of_ranks():
     centroids = []
     for data in (whole, part_of(whole, 1, 2)):
         method = build_rca()
-        slots = torch.randn(method.regions.memory.slots.shape, generator=torch.Generator())
-        method.regions.memory.slots.copy_(slots)
-        method.regions.memory.filled.fill_(4)
-        method.regions.begin_step(data, 1, torch.Generator().manual_seed(5), with_contrast=False)
-        centroids.append(method.regions.memory.centroids)
+        slots = torch.randn(method.rca_parts.memory.slots.shape, generator=torch.Generator())
+        method.rca_parts.memory.slots.copy_(slots)
+        method.rca_parts.memory.filled.fill_(4)
+        method.rca_parts.begin_step(data, 1, torch.Generator().manual_seed(5), with_contrast=False)
+        centroids.append(method.rca_parts.memory.centroids)
     assert torch.equal(*centroids)
     assert centroids[0].abs().amin() > 0
 
 
 def test_clustering_is_due_at_multiples_of_its_period_and_not_at_the_start():
     method = build_rca(**parts({"start": "noise"}, aggregation={"every": 3}))
-    before, changed = method.regions.memory.centroids.clone(), []
+    before, changed = method.rca_parts.memory.centroids.clone(), []
     for step in range(8):
-        method.regions.begin_step(batch(), step, torch.Generator(), with_contrast=False)
-        if not torch.equal(method.regions.memory.centroids, before):
+        method.rca_parts.begin_step(batch(), step, torch.Generator(), with_contrast=False)
+        if not torch.equal(method.rca_parts.memory.centroids, before):
             changed.append(step)
-            method.regions.memory.centroids.copy_(before)
+            method.rca_parts.memory.centroids.copy_(before)
     assert changed == [3, 6]
 
 
@@ -310,7 +308,7 @@ def test_a_memory_under_bfloat16_is_close_to_that_of_float32():
     reduced.autocast_dtype = torch.bfloat16
     for method in (plain, reduced):
         run(method, batch(), 0)
-    expected, found = (method.regions.memory for method in (plain, reduced))
+    expected, found = (method.rca_parts.memory for method in (plain, reduced))
     assert torch.equal(found.filled, expected.filled)
     assert 0 < (found.slots - expected.slots).norm() < 0.05 * expected.slots.norm()
 
@@ -324,7 +322,7 @@ def test_a_method_in_double_precision_stays_so(method):
     for step in range(START + 1):
         output, _ = run(method, data, step)
     assert output.losses["region_contrast"].dtype == torch.float64
-    assert method.regions.memory.slots.dtype == torch.float64
+    assert method.rca_parts.memory.slots.dtype == torch.float64
 
 
 def test_what_a_step_writes_is_not_what_it_contrasts():
@@ -345,7 +343,7 @@ def test_only_sure_regions_fill_the_memory():
     for threshold in (0.0, 1.0):
         method = build_rca(**parts({"threshold": threshold}))
         output, _ = run(method, batch(), 0)
-        filled.append(method.regions.memory.filled.tolist())
+        filled.append(method.rca_parts.memory.filled.tolist())
         assert output.counts["regions"] > 0
     assert filled == [[2, 2, 3], [0, 0, 0]]
 
@@ -355,7 +353,7 @@ def test_without_weights_toco_has_no_memory_and_its_step_is_its_own():
         build_toco(region_memory=memory, segmentation={"weight": 0.1, "start_step": START})
         for memory in ({}, {"slots": 3, "start": "noise"})
     )
-    assert plain.regions is None
+    assert plain.rca_parts is None
     assert not any("regions" in name for name in plain.state_dict())
     with_parts = toco_with_parts(
         **parts(contrast={"start_step": 100}, aggregation={"kind": "none"}),
@@ -363,7 +361,7 @@ def test_without_weights_toco_has_no_memory_and_its_step_is_its_own():
     )
     # Parts come last: what both have begins with the same weights.
     own = with_parts.state_dict()
-    assert {name for name in own if not name.startswith("regions.")} == plain.state_dict().keys()
+    assert {name for name in own if not name.startswith("rca_parts.")} == plain.state_dict().keys()
     assert all(torch.equal(own[name], value) for name, value in plain.state_dict().items())
     for step in (0, START):
         (output, gradients), *others = (
@@ -376,13 +374,13 @@ def test_without_weights_toco_has_no_memory_and_its_step_is_its_own():
             ):
                 assert ours.keys() == theirs.keys()
                 assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert with_parts.regions.memory.filled.min() > 0
+    assert with_parts.rca_parts.memory.filled.min() > 0
 
 
 def test_rca_without_contrast_and_aggregation_has_no_memory():
     settings = parts(contrast={"weight": 0.0}, aggregation={"kind": "none"})
     method = build_rca(**settings)
-    assert method.regions is None
+    assert method.rca_parts is None
     output, _ = run(method, batch(), 10**6)
     assert set(output.losses) == {"classification", "coarse_classification"}
     assert output.counts == {}
@@ -403,7 +401,7 @@ def test_terms_join_at_their_first_step_and_not_before():
         names |= {"segmentation"} if step == START + 1 else set()
         output, gradients = run(method, batch(), step)
         assert output.losses.keys() == output.weights.keys() == names
-        assert ("regions.embedding.layers.0.weight" in gradients) == (step >= START)
+        assert ("rca_parts.embedding.layers.0.weight" in gradients) == (step >= START)
     assert output.weights == {
         "classification": 1.0,
         "coarse_classification": 0.4,
@@ -418,7 +416,7 @@ def test_the_aggregation_learns_at_the_rate_that_is_named():
     for rate in ("backbone", "heads"):
         method = build_rca(**parts(aggregation={"kind": "linear", "rate": rate}))
         groups = method.parameter_groups()
-        query = method.regions.aggregation.query.weight
+        query = method.rca_parts.aggregation.query.weight
         (found,) = (name for name, group in groups.items() if any(p is query for p in group))
         assert found == rate
 
@@ -509,7 +507,7 @@ def test_an_auxiliary_block_that_is_not_there_is_refused():
 def test_the_embedding_normalises_by_the_images_of_a_group():
     """As if every group were the batch of a GPU of its own."""
     method = build_rca(class_maps="convs", **parts(contrast={"embedding": "convs"}))
-    assert isinstance(method.regions.embedding, _regions.ConvEmbedding)
+    assert isinstance(method.rca_parts.embedding, _rca_parts.ConvEmbedding)
     data = batch()
     run(method, data, 0)
     state = copy.deepcopy(method.state_dict())

@@ -8,7 +8,7 @@ import torch
 
 from toco.backbones import vgg16
 from toco.backbones._vgg16 import Vgg16
-from toco.methods import _regions, rca
+from toco.methods import _rca_parts, rca
 from toco.recipes import voc_rca_vgg16
 from toco.tensors import Batch, present_classes
 from toco.train.optim import build_optimizer, set_lr
@@ -21,12 +21,12 @@ MEAN, STD = (
     for values in (IMAGENET_MEAN, IMAGENET_STD)
 )
 PARTS = {
-    "extra_F": "regions.embedding.layers",
-    "Q": "regions.aggregation.query",
-    "K": "regions.aggregation.key",
-    "V": "regions.aggregation.value",
-    "aggre": "regions.aggregation.context",
-    "concat_project": "regions.aggregation.project",
+    "extra_F": "rca_parts.embedding.layers",
+    "Q": "rca_parts.aggregation.query",
+    "K": "rca_parts.aggregation.key",
+    "V": "rca_parts.aggregation.value",
+    "aggre": "rca_parts.aggregation.context",
+    "concat_project": "rca_parts.aggregation.project",
     "extra_convs": "coarse.layers",
 }
 CLOSE = {"atol": 1e-10, "rtol": 1e-9}
@@ -53,9 +53,9 @@ def own_state(recorded, num_classes):
             state[own_name(official)] = recorded[official]
     for name, ours in (("queue", "slots"), ("cluter", "centroids")):
         classes = [recorded[f"{name}{index}"] for index in range(num_classes)]
-        state[f"regions.memory.{ours}"] = torch.stack(classes)
+        state[f"rca_parts.memory.{ours}"] = torch.stack(classes)
     pointers = [recorded[f"queue_ptr{index}"] for index in range(num_classes)]
-    state["regions.memory.pointer"] = torch.cat(pointers).long()
+    state["rca_parts.memory.pointer"] = torch.cat(pointers).long()
     return state
 
 
@@ -124,12 +124,12 @@ def use_recorded_draws(monkeypatch, step, batch, with_contrast):
         partner_column = batch.present[partner_image].tolist().index(partner_class)
         partners[image, column] = partner_image * num_regions + partner_column
         share[image, class_] = own_share
-    draws = _regions.Draws(torch.zeros_like(share), torch.zeros_like(share), share)
+    draws = _rca_parts.Draws(torch.zeros_like(share), torch.zeros_like(share), share)
     monkeypatch.setattr(
-        _regions.RegionParts, "begin_step", lambda *_: draws if with_contrast else None
+        _rca_parts.RcaParts, "begin_step", lambda *_: draws if with_contrast else None
     )
     monkeypatch.setattr(
-        _regions, "choose_partners", lambda *_: (partners, torch.ones_like(partners) > 0)
+        _rca_parts, "choose_partners", lambda *_: (partners, torch.ones_like(partners) > 0)
     )
 
 
@@ -170,7 +170,7 @@ def test_three_official_steps(arrays, method, monkeypatch):
             assert "region_contrast" not in losses
         total = step["total"]
         torch.testing.assert_close(output.total, total, **CLOSE)
-        memory = method.regions.memory
+        memory = method.rca_parts.memory
         torch.testing.assert_close(memory.slots, step["memory_after"], **CLOSE)
         assert torch.equal(memory.pointer, step["pointer_after"])
 
@@ -187,7 +187,7 @@ def test_three_official_steps(arrays, method, monkeypatch):
     expected = own_state(part(arrays, "state_after/"), num_classes)
     state = method.state_dict()
     for name, value in expected.items():
-        if name != "regions.embedding.layers.0.bias":
+        if name != "rca_parts.embedding.layers.0.bias":
             torch.testing.assert_close(state[name], value, atol=1e-10, rtol=1e-8, msg=name)
 
 
@@ -198,8 +198,8 @@ def test_official_maps(arrays, method):
     with torch.no_grad():
         features = method.encode(batch.images)
         outputs = method.head_outputs(features, ("cam", "aux_cam"))
-        fused = method.regions.fuse(features.features)
-        embedded = method.regions.embedding(features.features)
+        fused = method.rca_parts.fuse(features.features)
+        embedded = method.rca_parts.embedding(features.features)
     for found, name in (
         (features.features, "features"),
         (fused, "fused"),
@@ -223,7 +223,7 @@ def test_official_rates(arrays, method):
 
 
 VOC_CLASSES, VOC_TRAIN_IMAGES, EPOCHS = 20, 10_582, 30
-NOT_OFFICIAL = {"regions.memory.filled", "regions.memory.is_clustered"}
+NOT_OFFICIAL = {"rca_parts.memory.filled", "rca_parts.memory.is_clustered"}
 """Buffers of ours alone; with the official start as noise they never change."""
 
 

@@ -28,7 +28,7 @@ from toco.types import Shard
 
 TIME = "train/step_time_s"
 # A batch norm follows, so its gradient is 0 but for rounding, which AdamW enlarges.
-WITHOUT_EFFECT = "regions.embedding.layers.0.bias"
+WITHOUT_EFFECT = "rca_parts.embedding.layers.0.bias"
 
 
 def values(run_dir):
@@ -213,13 +213,13 @@ def test_two_ranks_fill_and_cluster_the_memory_of_one_process(config, tmp_path, 
             for run in ("one", "two")
         )
         for buffer in ("pointer", "filled", "is_clustered"):
-            key = f"model/regions.memory.{buffer}"
+            key = f"model/rca_parts.memory.{buffer}"
             assert torch.equal(one[key], two[key]), key
         for buffer in ("slots", "centroids"):
-            key = f"model/regions.memory.{buffer}"
+            key = f"model/rca_parts.memory.{buffer}"
             torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5, msg=key)
-    assert one["model/regions.memory.filled"].min() > 0
-    assert one["model/regions.memory.is_clustered"].all()
+    assert one["model/rca_parts.memory.filled"].min() > 0
+    assert one["model/rca_parts.memory.is_clustered"].all()
 
 
 @pytest.mark.slow

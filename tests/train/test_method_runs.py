@@ -146,7 +146,7 @@ def test_the_memory_of_regions_is_filled_clustered_and_learnt_from(run_config, f
     memory = {
         name.rpartition(".")[2]: value
         for name, value in tensors(finished).items()
-        if "regions.memory." in name
+        if "rca_parts.memory." in name
     }
     learnt = [
         values["train/region_contrast"]

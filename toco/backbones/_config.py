@@ -47,6 +47,13 @@ class BackboneConfig(EntryConfig):
             ValueError: It cannot.
         """
 
+    def check_ranks(self, world_size: int) -> None:
+        """Check that ``world_size`` processes can train this backbone together.
+
+        Raises:
+            ValueError: They cannot.
+        """
+
 
 class StochasticDepthConfig(BackboneConfig):
     """Base of the configs of networks that can drop residual paths in training.

@@ -31,8 +31,8 @@ class Config(BackboneConfig):
         norms: ``frozen`` keeps statistics, scale and shift of all batch norms, as psa and EPS do.
             On random weights such norms do nothing. ``trained`` is batch norm as usual: each pass
             of a training step, also one for CAMs, normalises with the statistics of its own images
-            and moves the running ones. Each process sees its own images alone, so results depend on
-            the number of processes. Checkpoints hold the running statistics of the first one.
+            and moves the running ones. Each process would see its own images alone, so several
+            processes are refused.
         dropout: Probabilities in [0, 1) with which b6 and b7 drop channels in training mode. psa
             and EPS have 0.3 and 0.5. Here they are 0, because the draws come from torch's global
             generator. Its state is in checkpoints, but all processes draw the same numbers, so
@@ -58,6 +58,15 @@ class Config(BackboneConfig):
     def dimensions(self) -> Dimensions:
         """See the base class."""
         return Dimensions(17, 8)
+
+    def check_ranks(self, world_size: int) -> None:
+        """See the base class; batch norms that learn compare the images of one process."""
+        if world_size > 1 and self.norms == "trained":
+            raise ValueError(
+                "backbone.norms is trained, so batch norms take the statistics of one process's "
+                f"images, which {world_size} processes do not share; set it to frozen, or train in "
+                "one process"
+            )
 
 
 def build(config: Config) -> ResNet38:

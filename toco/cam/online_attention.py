@@ -1,5 +1,8 @@
 """Online attention accumulation (OAA): pseudo labels from the maps of a training.
 
+These functions are for comparisons with the official code of RCA. No command and no training calls
+them.
+
 OAA stores a map for every image and class and takes the maximum over the epochs. RCA makes its
 pseudo labels from these maps and from saliency. The official path is::
 

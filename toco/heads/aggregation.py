@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from toco.heads.class_maps import start_official
+
 
 class Aggregation(nn.Module, ABC):
     """Base of the aggregations.
@@ -63,6 +65,7 @@ class LinearAggregation(Aggregation):
         self.value = nn.Linear(width, width)
         self.context = nn.Conv2d(width, width, 1)
         self.project = nn.Conv2d(2 * width, width, 1)
+        start_official(self.children())
 
     def forward(
         self,

@@ -69,6 +69,7 @@ def _seeds(
     """
     counts = is_point.to(points.dtype)
     sets = torch.arange(len(points), device=points.device)[:, None]
+    last = (is_point * torch.arange(points.shape[1], device=points.device)).amax(dim=1)[:, None]
     squared = counts.new_full((uniform.shape[1], *counts.shape), torch.inf)
     seeds: list[Tensor] = []
     for draw in uniform:
@@ -77,7 +78,8 @@ def _seeds(
         is_exhausted = chance.sum(dim=-1, keepdim=True) == 0
         cumulated = torch.where(is_exhausted, counts, chance).cumsum(dim=-1)
         index = torch.searchsorted(cumulated, draw * cumulated[..., -1:], right=True)
-        candidates = points[sets, index.clamp(max=points.shape[1] - 1)]
+        # A draw that rounds to 1 would name an entry behind the last point.
+        candidates = points[sets, torch.minimum(index, last)]
         left = torch.minimum(squared[..., None], _distances(points, candidates))
         potential = (left * counts[..., None]).sum(dim=2)
         best = potential.argmin(dim=-1)[..., None, None]
@@ -90,8 +92,10 @@ def _distances(
     points: Float[Tensor, "k n c"], centroids: Float[Tensor, "s k j c"]
 ) -> Float[Tensor, "s k n j"]:
     """Squared Euclidean distances."""
-    return torch.cdist(
-        points.expand(len(centroids), -1, -1, -1),
-        centroids,
-        compute_mode="donot_use_mm_for_euclid_dist",
-    ).square()
+    # One start at a time: torch would copy the points for each.
+    return torch.stack(
+        [
+            torch.cdist(points, of_start, compute_mode="donot_use_mm_for_euclid_dist").square()
+            for of_start in centroids
+        ]
+    )

@@ -36,8 +36,8 @@ def region_contrast_loss(
     A region's loss is the mixture of two losses, with the same shares as the embeddings. Each loss
     is the mean over the slots of one class: every slot stands alone against all slots of the other
     classes. An image's loss is the mean over its regions. An image without a region counts with 0.
-    A region of a class without a filled slot does not count, nor does one whose partner's class has
-    none.
+    A region of a class without a filled slot does not count, nor does one that is mixed with a
+    region of such a class.
 
     No gradient reaches the memory.
 
@@ -60,7 +60,8 @@ def region_contrast_loss(
     own_class, partner_class = classes.flatten(), classes.flatten()[partners.flatten()]
 
     has_slots = is_filled.any(dim=1)
-    counts = is_region.flatten() & has_slots[own_class] & has_slots[partner_class]
+    is_mixed = share.squeeze(1) < 1
+    counts = is_region.flatten() & has_slots[own_class] & (has_slots[partner_class] | ~is_mixed)
     by_class = _contrast(queries, memory, is_filled, temperature)
     share = share.squeeze(1)
     losses = share * by_class.gather(1, own_class[:, None])[:, 0]

@@ -11,11 +11,14 @@ from toco.backbones import Backbone
 from toco.losses.classification import classification_loss
 from toco.methods._method import CamMethod, DecoderOutput, compile_graphs, group_parameters
 from toco.methods.cam import Config
-from toco.tensors import Batch, StepOutput
+from toco.tensors import Batch, Features, StepOutput
 
 
 class Cam(CamMethod):
-    """A classifier over patch tokens, and a decoder if the config asks for one."""
+    """A classifier over patch tokens, and a decoder if the config asks for one.
+
+    A subclass adds losses with :meth:`further_weights` and :meth:`further_losses`.
+    """
 
     config: Config
 
@@ -28,7 +31,11 @@ class Cam(CamMethod):
 
         The decoder learns from pseudo labels. The step draws no random numbers.
         """
-        weights = {"classification": 1.0, **self.decoder_weights(step)}
+        weights = {
+            "classification": 1.0,
+            **self.further_weights(step),
+            **self.decoder_weights(step),
+        }
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         losses, output = self._losses(
             batch.images,
@@ -44,6 +51,22 @@ class Cam(CamMethod):
         if "energy" in weights:
             losses["energy"] = self.energy(batch, output)
         return StepOutput(losses, weights, output.counts)
+
+    def further_weights(self, step: int) -> dict[str, float]:
+        """Weights of a subclass's own losses at ``step`` (0-based), by name."""
+        return {}
+
+    def further_losses(
+        self, features: Features, class_labels: Tensor, terms: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Compute a subclass's own losses, without their weights: a scalar for each name.
+
+        Args:
+            features: Tokens of the backbone, with gradients.
+            class_labels: Labels of the images.
+            terms: Losses with a weight at this step; no other may be in the result.
+        """
+        return {}
 
     def compile_step(self) -> None:
         """See the base class. All but the energy becomes one graph for each phase."""
@@ -67,6 +90,7 @@ class Cam(CamMethod):
                 classification_loss, outputs["cam"].logits(), class_labels
             )
         }
+        losses |= self.further_losses(features, class_labels, terms)
         if levels is None:
             return losses, None
         config = self.config

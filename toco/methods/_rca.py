@@ -13,13 +13,13 @@ from toco.heads.classifier import Classifier
 from toco.losses.classification import classification_loss
 from toco.methods._cam_heads import CamHead
 from toco.methods._method import compile_graphs, group_parameters
-from toco.methods._region_method import Outcome, RegionMethod
-from toco.methods._regions import Draws, fused_width
+from toco.methods._rca_parts import Draws, fused_width
+from toco.methods._rca_parts_method import Outcome, RcaPartsMethod
 from toco.methods.rca import Config
 from toco.tensors import Batch, StepOutput
 
 
-class Rca(RegionMethod):
+class Rca(RcaPartsMethod):
     """The network of RCA and its training step.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rca(RegionMethod):
         )
         self.aux_block = config.aux_block
         self.coarse = _build_head(config, aux_width, num_foreground_classes, private=False)
-        self.regions = self.build_regions(aux_width)
+        self.rca_parts = self.build_rca_parts(aux_width)
         self.decoder = self.build_decoder() if config.has_decoder() else None
 
     def cam_heads(self) -> dict[str, CamHead]:
@@ -65,8 +65,8 @@ class Rca(RegionMethod):
         }
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         draws = None
-        if self.regions is not None:
-            draws = self.regions.begin_step(batch, step, generator, "region_contrast" in weights)
+        if self.rca_parts is not None:
+            draws = self.rca_parts.begin_step(batch, step, generator, "region_contrast" in weights)
         outcome = self._outcome(
             batch.images,
             batch.class_labels,
@@ -85,7 +85,7 @@ class Rca(RegionMethod):
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """See the base class; ``aggregation.rate`` names the group of the aggregation."""
         groups = group_parameters(self.backbone, [self.classifier, self.coarse], self.decoder)
-        return groups if self.regions is None else self.regions.join(groups)
+        return groups if self.rca_parts is None else self.rca_parts.join(groups)
 
     def _outcome(
         self,

@@ -20,13 +20,13 @@ from toco.losses.ctc import class_token_contrast_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.methods._cam_heads import CamHead
 from toco.methods._method import autocast_device, compile_graphs, group_parameters
-from toco.methods._region_method import Outcome, RegionMethod
-from toco.methods._regions import Draws, fused_width
+from toco.methods._rca_parts import Draws, fused_width
+from toco.methods._rca_parts_method import Outcome, RcaPartsMethod
 from toco.methods.toco import Config
 from toco.tensors import Batch, StepOutput
 
 
-class ToCo(RegionMethod):
+class ToCo(RcaPartsMethod):
     """The network of ToCo and its training step."""
 
     config: Config
@@ -45,7 +45,7 @@ class ToCo(RegionMethod):
         self.teacher.load_state_dict(self.projection.state_dict())
         self.teacher.requires_grad_(False)
         # Last, so that with the same classifier the parts above begin with the same weights.
-        self.regions = self.build_regions(aux_width)
+        self.rca_parts = self.build_rca_parts(aux_width)
 
     def cam_heads(self) -> dict[str, CamHead]:
         """See the base class; the auxiliary classifier makes ``aux_cam``."""
@@ -89,8 +89,8 @@ class ToCo(RegionMethod):
                 device, non_blocking=True
             )
         draws = None
-        if self.regions is not None:
-            draws = self.regions.begin_step(batch, step, generator, "region_contrast" in weights)
+        if self.rca_parts is not None:
+            draws = self.rca_parts.begin_step(batch, step, generator, "region_contrast" in weights)
 
         # All losses but the energy, in the part that may be compiled; then the energy.
         outcome = self._outcome(
@@ -217,7 +217,7 @@ class ToCo(RegionMethod):
         """The official four groups; frozen position embeddings and the teacher are in none."""
         heads = [self.classifier, self.aux_classifier, self.projection]
         groups = group_parameters(self.backbone, heads, self.decoder)
-        return groups if self.regions is None else self.regions.join(groups)
+        return groups if self.rca_parts is None else self.rca_parts.join(groups)
 
     def _token_labels(
         self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]

@@ -14,7 +14,7 @@ With the decoder it is the single-stage baseline::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toco.methods._config import OptionalDecoderConfig, Term
 
@@ -43,3 +43,14 @@ def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> Ca
     from toco.methods._cam import Cam  # imported late: naming a method needs no torch
 
     return Cam(config, backbone, num_foreground_classes)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: an attribute that needs torch
+    if name != "Cam":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from toco.methods._cam import Cam
+
+    return Cam
+
+
+__all__ = ["Cam", "Config", "Term", "build"]

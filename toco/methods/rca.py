@@ -8,8 +8,8 @@ The official code ends with the final maps, from which labels are made in a seco
 maps can also train ToCo's decoder, so that the methods compare.
 
 Source: Zhou et al., "Regional Semantic Contrast and Aggregation for Weakly Supervised Semantic
-Segmentation", CVPR 2022, and the official code. :mod:`toco.methods._regions_config` says where the
-two differ.
+Segmentation", CVPR 2022, and the official code. :mod:`toco.methods._rca_parts_config` says where
+the two differ.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from toco.methods._config import OptionalDecoderConfig, Term
-from toco.methods._regions_config import (
+from toco.methods._rca_parts_config import (
     AggregationConfig,
     MemoryConfig,
+    RcaPartsConfig,
     RegionContrastConfig,
-    RegionsConfig,
     earlier,
     inert_contrast,
     late_contrast,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from toco.methods._rca import Rca
 
 
-class Config(OptionalDecoderConfig, RegionsConfig):
+class Config(OptionalDecoderConfig, RcaPartsConfig):
     """Settings of RCA; the defaults are those of the official code where it has no fault.
 
     Attributes:

@@ -18,11 +18,11 @@ from toco.cam.config import ParConfig
 from toco.heads.config import ProjectionConfig
 from toco.losses.config import DenseEnergyConfig
 from toco.methods._config import Term
-from toco.methods._regions_config import (
+from toco.methods._rca_parts_config import (
     AggregationConfig,
     MemoryConfig,
+    RcaPartsConfig,
     RegionContrastConfig,
-    RegionsConfig,
     earlier,
     inert_contrast,
     late_contrast,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from toco.methods._toco import ToCo
 
 
-class Config(RegionsConfig):
+class Config(RcaPartsConfig):
     """Settings of ToCo; the defaults are the paper's for VOC.
 
     Attributes:
@@ -129,7 +129,8 @@ class Config(RegionsConfig):
         """First step of the decoder's terms or of the region contrast.
 
         A decoder's term without weight never joins, but its ``start_step`` counts, since a study
-        may give it a weight. Without region contrast, the network has other parts.
+        may give it a weight. A region contrast without weight does not count: with a weight the
+        network would have other parts.
         """
         starts = [
             t.start_step

@@ -13,5 +13,5 @@ from toco.train.run_config import RunConfig
 def recipe() -> RunConfig:
     """Make ``shapes_nano`` without the losses of ToCo: the baseline of a table of methods."""
     nano = shapes_nano.recipe()
-    shared = nano.method.model_dump(include=set(cam.Config.model_fields) - {"name"})
-    return nano.model_copy(update={"method": cam.Config(**shared)})
+    common = nano.method.model_dump(include=set(cam.Config.model_fields) - {"name"})
+    return nano.model_copy(update={"method": cam.Config(**common)})

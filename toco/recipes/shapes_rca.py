@@ -5,8 +5,8 @@
 Hardware: one CPU core, about half a minute, evaluation included.
 """
 
-from toco.methods import cam, rca
-from toco.recipes import shapes_nano
+from toco.methods import rca
+from toco.recipes import shapes_cam
 from toco.train.run_config import RunConfig
 
 
@@ -18,10 +18,9 @@ def recipe() -> RunConfig:
     CAM; officially they come from the last. Classifiers are linear and pool the maximum, as in
     ToCo. The memory is small, because a class gets some hundreds of regions in a training.
     """
-    nano = shapes_nano.recipe()
-    shared = nano.method.model_dump(include=set(cam.Config.model_fields) - {"name"})
+    plain = shapes_cam.recipe()
     method = rca.Config(
-        **shared,
+        **plain.method.model_dump(exclude={"name"}),
         aux_block=9,
         class_maps="linear",
         pooling="max",
@@ -34,4 +33,4 @@ def recipe() -> RunConfig:
             kind="softmax", temperature=0.1, centroids=3, every=20, num_starts=4
         ),
     )
-    return nano.model_copy(update={"method": method})
+    return plain.model_copy(update={"method": method})

@@ -169,10 +169,12 @@ def check_shares(config: RunConfig, world_size: int) -> None:
     """Check that ``world_size`` ranks can divide a batch equally with the losses unchanged.
 
     Raises:
-        ValueError: The losses need whole batches, or the batch cannot be divided by groups.
+        ValueError: The losses need whole batches, the batch cannot be divided by groups, or the
+            backbone compares the images of one process.
     """
     if world_size == 1:
         return
+    config.backbone.check_ranks(world_size)
     group: int | None = config.method.loss_group_size
     if group is None:
         raise ValueError(
@@ -246,7 +248,8 @@ def check_buffers(method: Method) -> None:
             if checksums[index] != first[index]:
                 raise ValueError(
                     f"Buffer {name} of rank {rank} differs from that of rank 0. A method must "
-                    "update its buffers from the values of all ranks, in the same way on each."
+                    "update its buffers from the values of all ranks, in the same way on each. A "
+                    "batch norm that learns has such buffers: freeze it, or train in one process."
                 )
 
 

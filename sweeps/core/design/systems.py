@@ -7,7 +7,7 @@ its own; everything but the method has to be the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -60,12 +60,14 @@ class Systems:
     Attributes:
         systems: The rows in order.
         declared: Metrics that are compared.
+        alike: Settings below ``method.`` that all rows share, where their methods have them.
         title: Heading of the first column.
     """
 
     name: ClassVar[str] = "systems"
     systems: tuple[System, ...]
     declared: Declared = field(default_factory=Declared)
+    alike: tuple[str, ...] = ()
     title: str = "method"
 
     def __post_init__(self) -> None:
@@ -84,14 +86,15 @@ class Systems:
         """Return one block.
 
         Raises:
-            ValueError: A recipe differs from the first in more than its method.
+            ValueError: A recipe differs from the first in more than its method, or in a setting of
+                the method that all rows share.
         """
         labels = [system.label for system in self.systems]
         base: RunConfig = load("toco.recipes", self.systems[0].recipe).recipe()
         rows = [
             (
                 system.label,
-                changes_between(base, system.config(), system.recipe),
+                changes_between(base, system.config(), system.recipe, self.alike),
                 None if system.versus is None else labels.index(system.versus),
             )
             for system in self.systems
@@ -100,10 +103,16 @@ class Systems:
 
     def notes(self) -> tuple[str, ...]:
         """Say what the rows share and what they do not, and quote published numbers."""
+        untuned = [system.label for system in self.systems if not system.tuned]
         return (
             "Rows have methods of their own and share data, views, backbone, optimizer, steps and "
             "evaluation. The threshold of the CAM is a setting of the row; the oracle threshold is "
             "chosen with the masks that are scored.",
+            *(
+                (f"Not tuned, with the values of the recipe: {', '.join(untuned)}.",)
+                if untuned
+                else ()
+            ),
             *(
                 f"Published elsewhere and not comparable with these rows: {system.label} "
                 f"{system.published}"
@@ -113,7 +122,9 @@ class Systems:
         )
 
 
-def changes_between(base: RunConfig, other: RunConfig, name: str) -> Changes:
+def changes_between(
+    base: RunConfig, other: RunConfig, name: str, alike: Sequence[str] = ()
+) -> Changes:
     """Return the values that make ``base`` the config ``other``, by dotted path.
 
     Lists are JSON text. Fields without effect on results stay those of ``base``.
@@ -122,9 +133,11 @@ def changes_between(base: RunConfig, other: RunConfig, name: str) -> Changes:
         base: A config.
         other: Another config with the same protocol.
         name: Name of ``other`` in messages.
+        alike: Settings below ``method.`` that have to be the same where both methods have them.
 
     Raises:
-        ValueError: The two differ outside of the method and the threshold of the evaluation.
+        ValueError: The two differ outside of the method and the threshold of the evaluation, or in
+            a setting of ``alike``.
     """
     different = diff(base, other, run_only=False)
     outside = [
@@ -132,10 +145,17 @@ def changes_between(base: RunConfig, other: RunConfig, name: str) -> Changes:
         for path, (base_value, value) in different.items()
         if not path.startswith("method.") and path != THRESHOLD
     ]
+    settings, base_settings = (flatten(run.method, run_only=False) for run in (other, base))
+    outside += [
+        f"method.{path} is {settings[path]!r} instead of {base_settings[path]!r}"
+        for path in settings.keys() & base_settings.keys()
+        if any(f"{path}.".startswith(f"{setting}.") for setting in alike)
+        and settings[path] != base_settings[path]
+    ]
     if outside:
         raise ValueError(
-            f"The recipe {name} is no system of this table: {'; '.join(outside)}. Systems may "
-            f"differ in method and {THRESHOLD} alone; make its recipe from the first row's."
+            f"The recipe {name} is no system of this table: {'; '.join(sorted(outside))}. Make its "
+            "recipe from the first row's, with another method."
         )
     changes: dict[str, Scalar] = {}
     if THRESHOLD in different:

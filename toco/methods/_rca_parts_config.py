@@ -41,6 +41,15 @@ class RegionContrastConfig(Term):
     embedding: Literal["convs", "points", "none"] = "convs"
     scores: Literal["softmax", "raw"] = "softmax"
 
+    @model_validator(mode="after")
+    def _partner_has_an_effect(self) -> RegionContrastConfig:
+        if self.beta is None and self.partner != "other":
+            raise ValueError(
+                f"partner is {self.partner}, but beta is null, so no region is mixed with a "
+                "partner; set partner to other, or give beta a value"
+            )
+        return self
+
 
 class MemoryConfig(Config):
     """The memory of regions.
@@ -53,8 +62,8 @@ class MemoryConfig(Config):
         start: ``empty``: a slot is filled by its first region, and only filled slots count.
             ``noise``: slots and centroids begin as noise and count (official). With 500 slots and
             momentum 0.99, two thirds of the memory are still noise after 30 epochs of VOC.
-        holds: ``features``, as in the code, whose embedding contrasts with slots of another space;
-            ``embedding``, what the contrast takes.
+        holds: ``features``, as in the code; the embedding is then contrasted with features, which
+            are another space. ``embedding``: what the contrast takes.
         tokens: ``final``: features are those of the last block. ``aux``: those of the auxiliary
             block, which are less alike within an image.
         own_masks: Every region is pooled over its own mask. ``false``: over what earlier sure
@@ -105,7 +114,7 @@ class AggregationConfig(Config):
         return self
 
 
-class RegionsConfig(CamLabelsConfig):
+class RcaPartsConfig(CamLabelsConfig):
     """Settings of a method that may have RCA's parts.
 
     Attributes:
@@ -119,8 +128,13 @@ class RegionsConfig(CamLabelsConfig):
     aggregation: AggregationConfig = AggregationConfig(kind="none")
 
     @model_validator(mode="after")
-    def _spaces_agree(self) -> RegionsConfig:
+    def _spaces_agree(self) -> RcaPartsConfig:
         kind = self.aggregation.kind
+        if self.region_memory.holds == "embedding" and self.region_contrast.embedding == "none":
+            raise ValueError(
+                "region_memory.holds is embedding, but region_contrast.embedding is none; set it "
+                "to features, which are contrasted then"
+            )
         if kind == "none":
             return self
         if self.region_memory.tokens == "aux":
@@ -128,7 +142,7 @@ class RegionsConfig(CamLabelsConfig):
                 f"aggregation.kind is {kind}, which mixes centroids into the final features, but "
                 "region_memory.tokens is aux; set it to final, or aggregation.kind to none"
             )
-        if self.region_memory.holds == "embedding" and self.region_contrast.embedding != "none":
+        if self.region_memory.holds == "embedding":
             raise ValueError(
                 f"aggregation.kind is {kind}, which mixes centroids into features, but "
                 "region_memory.holds is embedding; set it to features, or aggregation.kind to none"

@@ -21,7 +21,7 @@ from toco.heads.class_maps import ConvEmbedding, PointEmbedding
 from toco.heads.memory import RegionMemory
 from toco.losses.region_contrast import choose_partners, region_contrast_loss
 from toco.methods._method import mean_over_groups
-from toco.methods._regions_config import AggregationConfig, MemoryConfig, RegionContrastConfig
+from toco.methods._rca_parts_config import AggregationConfig, MemoryConfig, RegionContrastConfig
 from toco.tensors import Batch
 
 
@@ -47,7 +47,7 @@ class Update(NamedTuple):
     is_sure: Bool[Tensor, "b m"]
 
 
-class RegionParts(nn.Module):
+class RcaParts(nn.Module):
     """Memory, embedding and aggregation of RCA.
 
     Args:
@@ -101,7 +101,8 @@ class RegionParts(nn.Module):
         """Cluster the memory if that is due, and draw the random numbers of the contrast.
 
         Numbers are drawn for the global batch, of which the rank takes its part, and every rank
-        clusters the same memory with the same numbers. Neither depends on the number of ranks.
+        clusters the same memory with the same numbers. Neither depends on the number of ranks. All
+        ranks take the centroids of the first.
         """
         aggregation = self._aggregation
         is_due = aggregation.kind != "none" and step > 0 and step % aggregation.every == 0
@@ -111,6 +112,8 @@ class RegionParts(nn.Module):
         random = np.random.default_rng(int(seed))
         if is_due:
             self.memory.cluster_(aggregation.num_starts, aggregation.max_iterations, random)
+            # Devices of different kinds may round differently.
+            _take_from_first(self.memory.centroids)
         if not with_contrast:
             return None
         shard, num_images = batch.shard, len(batch.images)
@@ -145,6 +148,7 @@ class RegionParts(nn.Module):
         valid_box: Integer[Tensor, "b 4"],
         draws: Draws | None,
         group_size: int,
+        autocast: torch.autocast,
     ) -> tuple[Tensor | None, Update, dict[str, Tensor]]:
         """Compute the contrast of the regions and their update of the memory.
 
@@ -160,6 +164,7 @@ class RegionParts(nn.Module):
             draws: Numbers from :meth:`begin_step`; ``None`` at steps without the contrast.
             group_size: Images of a loss group: partners are of the same group, and so are the
                 statistics of the embedding's batch norm.
+            autocast: Context of the embedding; everything else is computed in the features' type.
 
         Returns:
             The loss or ``None``, the update for :meth:`update_`, and numbers to log.
@@ -173,8 +178,9 @@ class RegionParts(nn.Module):
         embedded = features
         holds_embedding = self._memory.holds == "embedding"
         if self.embedding is not None and (draws is not None or holds_embedding):
-            groups = features.split(group_size)
-            embedded = torch.cat([self.embedding(group) for group in groups])
+            with autocast:
+                groups = [self.embedding(group) for group in features.split(group_size)]
+            embedded = torch.cat(groups).to(features.dtype)
         loss = None
         if draws is not None:
             loss = mean_over_groups(
@@ -258,6 +264,12 @@ def build_aggregation(config: AggregationConfig, width: int) -> Aggregation | No
 def fused_width(config: AggregationConfig, width: int) -> int:
     """Channels of the features that the classifier gets."""
     return 2 * width if config.kind == "softmax" else width
+
+
+def _take_from_first(buffer: Tensor) -> None:
+    """Overwrite a buffer with that of rank 0."""
+    if dist.is_initialized():
+        dist.broadcast(buffer, src=0)
 
 
 def _of_all_ranks(values: Tensor) -> Tensor:

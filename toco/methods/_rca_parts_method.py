@@ -9,8 +9,8 @@ from torch import Tensor
 
 from toco.methods._cam_heads import HeadOutput
 from toco.methods._method import CamMethod, DecoderOutput
-from toco.methods._regions import Draws, RegionParts, Update
-from toco.methods._regions_config import RegionsConfig
+from toco.methods._rca_parts import Draws, RcaParts, Update
+from toco.methods._rca_parts_config import RcaPartsConfig
 from toco.tensors import Batch, Features, StepOutput
 
 
@@ -30,22 +30,22 @@ class Outcome(NamedTuple):
     update: Update | None
 
 
-class RegionMethod(CamMethod):
+class RcaPartsMethod(CamMethod):
     """A method whose regions are those of the maps of ``aux_cam``.
 
     Attributes:
-        regions: Memory, embedding and aggregation; ``None`` where the config needs none.
+        rca_parts: Memory, embedding and aggregation; ``None`` where the config needs none.
     """
 
-    config: RegionsConfig
-    regions: RegionParts | None
+    config: RcaPartsConfig
+    rca_parts: RcaParts | None
 
-    def build_regions(self, aux_width: int) -> RegionParts | None:
+    def build_rca_parts(self, aux_width: int) -> RcaParts | None:
         """Build RCA's parts with new weights, as the config asks for them."""
         config = self.config
         if not config.has_memory():
             return None
-        return RegionParts(
+        return RcaParts(
             config.region_contrast,
             config.region_memory,
             config.aggregation,
@@ -57,7 +57,11 @@ class RegionMethod(CamMethod):
     def head_input(self, name: str, features: Features) -> Tensor:
         """See the base class; the aggregation changes what the final head gets."""
         tokens = super().head_input(name, features)
-        return self.regions.fuse(tokens) if self.regions is not None and name == "cam" else tokens
+        if self.rca_parts is None or name != "cam":
+            return tokens
+        with self.autocast(tokens.device):
+            fused = self.rca_parts.fuse(tokens)
+        return fused.float() if self.autocast_dtype else fused
 
     def contrast_regions(
         self,
@@ -73,11 +77,11 @@ class RegionMethod(CamMethod):
         """Compute the region contrast, the update of the memory, and numbers to log.
 
         The loss is missing at steps without ``draws``, the update without a memory. The arguments
-        are those of :meth:`RegionParts.contrast`.
+        are those of :meth:`RcaParts.contrast`.
         """
-        if self.regions is None:
+        if self.rca_parts is None:
             return {}, None, {}
-        loss, update, counts = self.regions.contrast(
+        loss, update, counts = self.rca_parts.contrast(
             features.features,
             features.aux_features,
             outputs["aux_cam"].maps(),
@@ -88,6 +92,7 @@ class RegionMethod(CamMethod):
             valid_box,
             draws,
             self.group_size(len(class_labels)),
+            self.autocast(class_labels.device),
         )
         return ({} if loss is None else {"region_contrast": loss}), update, counts
 
@@ -96,6 +101,6 @@ class RegionMethod(CamMethod):
         losses = outcome.losses
         if outcome.decoder is not None and "energy" in weights:
             losses["energy"] = self.energy(batch, outcome.decoder)
-        if self.regions is not None and outcome.update is not None:
-            self.regions.update_(outcome.update)
+        if self.rca_parts is not None and outcome.update is not None:
+            self.rca_parts.update_(outcome.update)
         return StepOutput(losses, weights, outcome.counts)

@@ -1,0 +1,1 @@
+"""A method with one loss more than the plain CAM, outside of toco."""
