@@ -255,3 +255,11 @@ def test_a_resumed_training_with_dropout_and_trained_norms_is_the_same_bit_for_b
     assert whole["model/backbone.resnet.bn7.num_batches_tracked"] > 6
     for name, value in whole.items():
         assert "step_time_s" in name or torch.equal(resumed[name], value), name
+
+
+def test_trained_norms_refuse_several_processes():
+    config = resnet38.Config(norms="trained")
+    config.check_ranks(1)
+    resnet38.Config().check_ranks(2)
+    with pytest.raises(ValueError, match=r"norms is trained, .* which 2 processes do not share"):
+        config.check_ranks(2)

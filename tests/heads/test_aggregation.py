@@ -61,6 +61,18 @@ def test_the_papers_aggregation(golden_cases, name):
     torch.testing.assert_close(features.grad, case["paper_grad_features"], atol=1e-9, rtol=1e-9)
 
 
+def test_convolutions_start_official_and_linear_layers_as_torch_starts_them():
+    torch.manual_seed(0)
+    aggregation = LinearAggregation(256)
+    for name in ("query", "context", "project"):
+        weight = aggregation.get_submodule(name).weight
+        assert weight.std().item() == pytest.approx(0.01, rel=0.02), name
+    for name in ("key", "value"):  # uniform within 1/sqrt(256)
+        weight = aggregation.get_submodule(name).weight
+        assert weight.abs().max() <= 1 / 16
+        assert weight.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.02), name
+
+
 def test_cosines_ignore_lengths():
     features = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     centroids = torch.eye(4)[:, None]

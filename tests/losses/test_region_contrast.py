@@ -104,6 +104,21 @@ def test_classes_without_slots_and_missing_regions_do_not_count():
     assert embeddings.grad.flatten(0, 1)[1:].abs().sum() == 0
 
 
+def test_a_partner_without_slots_matters_only_where_regions_are_mixed():
+    memory, is_filled = torch.randn(3, 2, 4), torch.tensor([[True] * 2, [False] * 2, [True] * 2])
+    embeddings, classes = torch.randn(1, 2, 4), torch.tensor([[0, 1]])
+    is_region = torch.ones(1, 2, dtype=torch.bool)
+
+    def loss(partner, share):
+        partners = torch.tensor([[partner, 1]])
+        shares = torch.tensor([[share, 1.0]])
+        arguments = (embeddings, is_region, classes, partners, shares, memory, is_filled, 1.0)
+        return region_contrast_loss(*arguments).item()
+
+    assert loss(1, 1.0) == loss(0, 1.0) > 0
+    assert loss(1, 0.9) == 0  # mixed with a class whose slots are empty
+
+
 def test_an_empty_memory_gives_zero_and_finite_gradients():
     embeddings = torch.randn(2, 1, 4, requires_grad=True)
     loss = loss_of(

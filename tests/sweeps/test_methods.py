@@ -100,3 +100,19 @@ def test_another_file_is_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"tuned\.json is no record of tunings: expected what"):
         methods.read_trials(path)
+
+
+@pytest.mark.parametrize("text", ["own.recipe", "=own.recipe", "Mine=", "A=x"])
+def test_a_row_is_a_label_and_a_recipe(text):
+    option = next(o for o in methods.main.commands["run"].params if o.name == "also")
+    texts = (text, "A=y") if text == "A=x" else (text,)
+    with pytest.raises(click.BadParameter, match="expected LABEL=RECIPE, with each label once"):
+        methods.named_recipes(click.Context(methods.main), option, texts)
+
+
+def test_a_tuning_on_the_images_of_the_table_is_refused():
+    study = dataclasses.replace(methods_tuning.STUDY, recipe="voc_deit_b")
+    with pytest.raises(ValueError, match=r"on the images that the table scores\. Name other lists"):
+        methods_tuning.for_recipe(study)
+    held_out = dataclasses.replace(study, changes={"data.val_list": "held_out"})
+    assert methods_tuning.for_recipe(held_out).base().data.val_list == "held_out"

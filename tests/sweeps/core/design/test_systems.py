@@ -2,6 +2,7 @@
 
 import pytest
 
+from sweeps import methods
 from sweeps.core.design.systems import METHOD, THRESHOLD, System, Systems, changes_between
 from toco.config import digest, replace
 from toco.registry import load
@@ -38,6 +39,36 @@ def test_a_recipe_with_another_protocol_is_refused():
         changes_between(recipe("shapes_cam"), longer, "my_recipe")
     with pytest.raises(ValueError, match=r"voc_deit_b is no system of this table: "):
         Systems((System("CAM", "shapes_cam"), System("x", "voc_deit_b", versus="CAM"))).blocks()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("method.decoder_width", 8),
+        ("method.par.iterations", 3),
+        ("method.cam_scales", "[1.0, 0.5]"),
+        ("method.segmentation.start_step", 0),
+    ],
+)
+def test_a_setting_that_all_rows_share_is_enforced(path, value):
+    other = replace(recipe("shapes_nano"), {path: value})
+    alike = ("decoder_width", "par", "cam_scales", "segmentation.start_step")
+    with pytest.raises(ValueError, match=rf"mine is no system .*: {path}.* is .* instead of"):
+        changes_between(recipe("shapes_cam"), other, "mine", alike)
+    assert path in changes_between(recipe("shapes_cam"), other, "mine")
+
+
+def test_the_shipped_rows_share_decoder_and_labels():
+    table = methods.STUDY.design
+    assert {"decoder_width", "par", "segmentation.start_step"} <= set(table.alike)
+    assert [row.label for row in table.blocks()[0].rows] == list(methods.RECIPES)
+
+
+def test_rows_that_were_not_tuned_are_named():
+    tuned = System("CAM", "shapes_cam", {THRESHOLD: 0.6})
+    notes = Systems((tuned, System("Mine", "shapes_rca", versus="CAM"))).notes()
+    assert "Not tuned, with the values of the recipe: Mine." in notes
+    assert not any("Not tuned" in note for note in Systems((tuned,)).notes())
 
 
 def test_each_row_is_compared_with_the_one_it_names():
