@@ -92,8 +92,8 @@ class MethodConfig(EntryConfig):
     def further_cams(self) -> dict[str, int | None]:
         """Names of the method's CAMs besides the final one.
 
-        Each name comes with the block (0-based) whose tokens make the CAM, or with ``None`` if the
-        CAM is not made from a single block.
+        Each name comes with the block (0-based) whose tokens make the CAM. ``None`` is the last
+        block, or says that no single block makes it.
         """
         return {}
 

@@ -165,7 +165,7 @@ class CamMethod(Method):
     Attributes:
         aux_block: Block (0-based) whose features make ``aux_cam``; ``None`` is the last block, or
             no auxiliary CAM.
-        classifier: Head of the final CAM.
+        classifier: Head of the final CAM: a ``Classifier`` or a subclass of it, or ``ConvMaps``.
         decoder: Segments the final patch tokens; ``None`` where the config has no decoder.
     """
 
