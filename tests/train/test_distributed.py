@@ -170,6 +170,13 @@ MEMORIES = {
             "partner": "any",
             "embedding": "convs",
         },
+        "method.region_memory": {
+            "slots": 4,
+            "momentum": 0.5,
+            "threshold": 0.2,
+            "start": "noise",
+            "own_masks": False,
+        },
         "method.aggregation": {"kind": "linear", "centroids": 2, "every": 2, "num_starts": 2},
     },
 }
