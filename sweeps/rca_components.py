@@ -10,7 +10,12 @@ comparisons are tested after 3, 5, 7 and 10 seeds. These are 27 to 83 trainings 
 one core, about 8 minutes on two cores for the first 27. The paper's own table could not be had, so
 the study tests differences and no claim of the paper.
 
-Expected: not measured.
+Expected on the embedded benchmark, after 73 trainings (mIoU in percent, 5 to 10 seeds with standard
+deviations of 0.6 to 4.1): CAM 29.2, 28.8, 32.5, 35.3, 36.9 and segmentation 22.4, 21.9, 24.7, 34.0,
+35.0 from the first row to the last. Aggregation, contrast and mix-up are shown to raise the CAM, by
+3.7, 2.8 and 1.8 points; coarse maps alone are undecided after 10 seeds (-0.4). Without aggregation
+the whole has 36.0, with products instead of cosines 34.1, with the linear aggregation 32.1; the
+last two are shown to be worse, the first is given up.
 """
 
 from sweeps.core.commands.command import study_command
