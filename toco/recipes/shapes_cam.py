@@ -2,7 +2,9 @@
 
     python -m toco train shapes_cam --run-dir runs/shapes_cam
 
-Hardware: one CPU core, about 20 seconds, evaluation included.
+Hardware: one CPU core, about 20 seconds, evaluation included. Expected over the seeds 0 to 2 (mIoU
+in percent on 300 generated scenes; not VOC): CAM 30.3 +- 5.2, segmentation 23.8 +- 5.5. The table
+of methods has a tuned row: CAM 29.8, segmentation 23.0 over seven seeds.
 """
 
 from toco.methods import cam

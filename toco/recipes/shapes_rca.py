@@ -2,7 +2,10 @@
 
     python -m toco train shapes_rca --run-dir runs/shapes_rca
 
-Hardware: one CPU core, about half a minute, evaluation included.
+Hardware: one CPU core, about half a minute, evaluation included. Expected over the seeds 0 to 2
+(mIoU in percent on 300 generated scenes; not VOC): CAM 36.7 +- 0.9, auxiliary CAM 50.7 +- 1.3,
+segmentation 34.9 +- 0.7. The table of methods has a tuned row: CAM 40.4 at the threshold 0.72,
+segmentation 34.9 over seven seeds.
 """
 
 from toco.methods import rca

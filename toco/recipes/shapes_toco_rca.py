@@ -2,7 +2,10 @@
 
     python -m toco train shapes_toco_rca --run-dir runs/shapes_toco_rca
 
-Hardware: one CPU core, about half a minute, evaluation included.
+Hardware: one CPU core, about half a minute, evaluation included. Expected over the seeds 0 to 2
+(mIoU in percent on 300 generated scenes; not VOC): CAM 49.0 +- 0.4, auxiliary CAM 51.1 +- 0.9,
+segmentation 50.0 +- 1.6. The table of methods has this recipe over ten seeds: CAM 50.2,
+segmentation 51.3.
 """
 
 from toco.recipes import shapes_nano, shapes_rca
