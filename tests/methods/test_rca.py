@@ -454,11 +454,6 @@ REFUSED = {
         {"region_memory": {"holds": "embedding"}, "region_contrast": {"embedding": "none"}},
         r"region_memory\.holds is embedding, but region_contrast\.embedding is none; set it",
     ),
-    "a partner without mixing": (
-        rca,
-        {"region_contrast": {"beta": None, "partner": "any"}},
-        r"partner is any, but beta is null, .* set partner to other",
-    ),
     "centroids of an embedding": (
         toco,
         {"aggregation": {"kind": "softmax"}, "region_memory": {"holds": "embedding"}},

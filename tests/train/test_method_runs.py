@@ -42,7 +42,6 @@ RCA = {
     "method.decoder_width": 8,
     "method.region_contrast.start_step": 1,
     "method.region_contrast.partner": "any",
-    "method.region_memory.holds": "embedding",
     "method.region_contrast.embedding": "none",
     "method.aggregation.kind": "linear",
     "method.aggregation.every": 1,

@@ -32,9 +32,7 @@ def losses_of(config, shard, step=STEP):
     """Losses of a step, by name, and the state of the generator after it."""
     train_set, _ = open_data(config)
     method = build_method(config, len(train_set.class_names))
-    train_step = TrainingStep(
-        method, build_optimizer(method.parameter_groups(), config.optim), config
-    )
+    train_step = TrainingStep(method, build_optimizer(method, config.optim), config)
     batch = next(build_loader(config, train_set, shard).batches(step, 1))
     output = train_step.losses(batch, step)
     return {name: loss.item() for name, loss in output.losses.items()}, train_step

@@ -27,7 +27,7 @@ class RegionContrastConfig(Term):
         beta: Regions are mixed in pairs, with shares from Beta(beta, beta). ``null`` mixes nothing.
         partner: ``other``: another image of the loss group and another class, as in the paper. A
             region without such a partner is not mixed. ``any``: every image of the group and every
-            class, the region itself included (official).
+            class, the region itself included (official). Without ``beta`` it has no effect.
         embedding: What a region contrasts: ``convs``, two 3x3 convolutions with batch norm, as in
             the code; ``points``, two 1x1 convolutions; ``none``, the features, as in the paper.
         scores: What a region compares with its mean: ``softmax`` over the classes, as in the code;
@@ -40,15 +40,6 @@ class RegionContrastConfig(Term):
     partner: Literal["other", "any"] = "other"
     embedding: Literal["convs", "points", "none"] = "convs"
     scores: Literal["softmax", "raw"] = "softmax"
-
-    @model_validator(mode="after")
-    def _partner_has_an_effect(self) -> RegionContrastConfig:
-        if self.beta is None and self.partner != "other":
-            raise ValueError(
-                f"partner is {self.partner}, but beta is null, so no region is mixed with a "
-                "partner; set partner to other, or give beta a value"
-            )
-        return self
 
 
 class MemoryConfig(Config):
