@@ -8,9 +8,10 @@ Every row is a recipe. Data, views, backbone, optimizer, steps, decoder, refinem
 and evaluation are those of the first row; a recipe with others is refused. RCA and ToCo are
 compared with the plain classifier, and ToCo + RCA with ToCo.
 
-The last 20 trials before this table followed one rule for every row (``methods_tuning``): loss
-weights and label thresholds, on scenes and with a seed that this table does not use. The threshold
-of the CAM was chosen in the same trials. ``sweeps/methods_tuned.json`` has all trials. The report
+Each row was tuned with 20 trials by one rule (``methods_tuning``): loss weights and label
+thresholds, on scenes and with a seed that this table does not use. The threshold of the CAM was
+chosen in the same trials. The values from which the trials start had unequal care before; see
+docs/side_by_side.md. ``sweeps/methods_tuned.json`` has all trials. The report
 names rows that are not in the file: they keep the values of their recipes. A further row makes a
 claim more, so the p values of all rows change, and more seeds may be needed.
 
@@ -75,7 +76,8 @@ def read_trials(path: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
             best_trial(trials)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no record of tunings: expected what methods_tuning.py record writes."
+            f"{path} is no record of tunings: expected what python -m sweeps.methods_tuning record "
+            "writes."
         ) from error
     recorded: dict[str, Sequence[Mapping[str, Any]]] = content
     return recorded
@@ -223,7 +225,8 @@ main = study_command(
             "--tuned",
             "tuned_file",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="Record of your own tunings, from methods_tuning.py record --tuned FILE.",
+            help="Record of your own tunings, from python -m sweeps.methods_tuning record --tuned "
+            "FILE.",
         ),
     ],
 )

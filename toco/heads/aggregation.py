@@ -19,13 +19,7 @@ from toco.heads.class_maps import start_official
 
 
 class Aggregation(nn.Module, ABC):
-    """Base of the aggregations.
-
-    Attributes:
-        out_channels: Channels of the result.
-    """
-
-    out_channels: int
+    """Base of the aggregations."""
 
     @abstractmethod
     def forward(
@@ -59,7 +53,6 @@ class LinearAggregation(Aggregation):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.out_channels = width
         self.query = nn.Conv2d(width, width, 1)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -111,7 +104,6 @@ class SoftmaxAggregation(Aggregation):
 
     def __init__(self, width: int, temperature: float | None) -> None:
         super().__init__()
-        self.out_channels = 2 * width
         self.temperature = temperature
 
     def forward(
