@@ -1,6 +1,7 @@
 """Backends for tests: trials run in this process, one after the other, and without Ray."""
 
 import shutil
+import threading
 import time
 from contextlib import contextmanager
 
@@ -104,6 +105,7 @@ class Channel:
         self.published, self.session = published, session
         self.lost_at, self.after_it = lost_at, after_it
         self.last = None
+        self.stop = threading.Event()
 
     @contextmanager
     def restored(self):

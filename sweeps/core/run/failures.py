@@ -48,7 +48,7 @@ _MACHINE_TEXTS = (
 )
 """Texts in torch's errors that mean a fault of the machine, where the error has no own class."""
 
-Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out"]
+Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out", "stopped"]
 
 
 class HeadLostError(ConnectionError):
@@ -57,6 +57,10 @@ class HeadLostError(ConnectionError):
 
 class LeftOutError(RuntimeError):
     """A trial was placed on an excluded node; it starts again on another one."""
+
+
+class StoppedError(RuntimeError):
+    """A trial was asked to stop, and has stored all that it has computed."""
 
 
 class ScratchError(RuntimeError):
@@ -76,6 +80,7 @@ class Failure:
             restart would fail in the same way. ``machine``: a fault of the node. ``lost``: the
             worker process ended without a message. ``room``: the node's disk is full. ``storage``:
             the folder that all nodes share is full. ``left out``: the node gets no trials any more.
+            ``stopped``: no failure, the trial was asked to stop.
         reason: The reason in one line.
         trace: The end of the trace.
         host: Name of the machine; empty where the attempt ended before it reported its place.
@@ -97,6 +102,7 @@ class Failure:
 _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (ValueError, "hopeless"),
     (LeftOutError, "left out"),
+    (StoppedError, "stopped"),
     (StorageError, "storage"),
     (ScratchError, "room"),
     (MachineError, "machine"),
@@ -170,7 +176,7 @@ class Attempts:
         """Record a failure of the trial ``key`` and decide what follows."""
         if failure.kind == "hopeless":
             return Decision(starts_again=False)
-        if failure.kind == "left out":
+        if failure.kind in ("left out", "stopped"):
             return Decision(starts_again=True)
         if failure.kind == "storage" or (
             failure.kind == "room" and not self._untried(key, failure.node)

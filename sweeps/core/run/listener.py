@@ -112,6 +112,18 @@ class Listener:
         self._note(key, failure)
         self.say(f"{self._name(key)} is started again: {failure.sentence}")
 
+    def moved(self, key: str, host: str) -> None:
+        """Note that a trial continues on another node, because its node is about to end."""
+        self.say(f"{self._name(key)} continues on another node: {host} is about to end.")
+
+    def stopping(self, number: int) -> None:
+        """Note that this driver was asked to stop while ``number`` trials run."""
+        trainings = "training writes" if number == 1 else "trainings write"
+        self.say(
+            f"Stopping: {number} {trainings} a checkpoint after the present step. Ctrl-C again "
+            "ends at once."
+        )
+
     def failed(self, key: str, failure: Failure) -> None:
         """Note that a trial has failed as often as it may."""
         self._note(key, failure)

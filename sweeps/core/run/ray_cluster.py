@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import psutil
 import ray
+import ray._private.worker
 from ray._private.services import find_gcs_addresses
 
 from sweeps.core.plan.launch_options import Launch
@@ -70,7 +72,10 @@ def connected(address: str) -> Iterator[None]:
             _refuse_several_clusters()
         # Connect, or start the cluster.
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
+            with _announcements_blocked():
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.WARNING, **options
+                )
         except SystemExit:
             # Raised by Ray's handler of SIGTERM, which is in place until ``take_again`` below.
             raise KeyboardInterrupt from None
@@ -99,9 +104,41 @@ def connected(address: str) -> Iterator[None]:
             head.close()
             # With a lost head, ``ray.shutdown`` would end this process with a message of Ray.
             if not head.is_lost:
-                ray.shutdown()
+                _shut_down()
             # The workers of this machine ended with the cluster and could not remove their folders.
             sweep_scratch()
+
+
+@contextmanager
+def _announcements_blocked() -> Iterator[None]:
+    """Keep SIGTERM and SIGUSR1 from the processes that are started in the block.
+
+    A scheduler may signal all processes of a job. Without its Ray, a driver could not store the
+    checkpoints of its trainings any more. Ray itself blocks SIGINT in the same way.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ANNOUNCEMENTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.ANNOUNCEMENTS)
+
+
+def _shut_down() -> None:
+    """Disconnect from the cluster. End the processes of a cluster that this process started."""
+    node = ray._private.worker._global_node
+    infos: Iterable[Any] = () if node is None else chain(*node.all_processes.values())
+    processes = [info.process for info in infos]
+    descendants: list[psutil.Process] = []
+    for process in processes:
+        # Ray would wait a second for each of them to end by SIGTERM, which is blocked there.
+        process.terminate = process.kill
+        with suppress(psutil.NoSuchProcess):
+            descendants += psutil.Process(process.pid).children(recursive=True)
+    ray.shutdown()
+    # Ray's agents would live on for a minute.
+    for descendant in descendants:
+        with suppress(psutil.NoSuchProcess):
+            descendant.kill()
 
 
 def _refuse_several_clusters() -> None:
@@ -214,7 +251,7 @@ class HeadWatch:
         else:
             return
         self.is_lost = True
-        _thread.interrupt_main()
+        interrupts.interrupt_main()
         time.sleep(UNWINDING_S)
         # This thread would have ended with the process. So the main thread still waits for the head
         # or for MLflow.

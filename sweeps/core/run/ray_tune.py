@@ -26,6 +26,7 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.run.failures import LONGEST_TRACE, Attempts, Failure
 from sweeps.core.run.listener import Listener
 from sweeps.core.run.ray_cluster import fits
+from sweeps.core.run.ray_stop import StopRequests, draining_nodes
 from sweeps.core.run.ray_worker import FAILED, STARTED, trainable
 from sweeps.core.run.roles import TrialQueue
 from sweeps.core.run.worker import Spec
@@ -40,6 +41,12 @@ logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERRO
 
 _NODES_EVERY_S = 2.0
 """Seconds after which the list of nodes is read again: the head is not asked at every event."""
+_STOPPING_S = 120.0
+"""Longest wait for the checkpoints of trials that were asked to stop.
+
+Schedulers announce the end of a job between 30 s and some minutes ahead. A trial that hangs must
+not keep its driver alive.
+"""
 _LEFT_OUT = "left_out"
 """Folder of a session with an empty file for each node that gets no more trials."""
 # The state of the driver. Tune pickles its callbacks, searcher and scheduler, so they cannot hold
@@ -67,34 +74,40 @@ class RayTune:
     ) -> None:
         """Run the trials of ``queue``; see ``sweeps.core.run.roles.Backend.run``."""
         left_out = session / _LEFT_OUT
-        token = _EXPERIMENT.set(_Experiment(queue, listener, runs, self._launch, left_out))
+        requests = StopRequests(session.name)
+        experiment = _Experiment(queue, listener, runs, self._launch, left_out, requests)
+        token = _EXPERIMENT.set(experiment)
+        function = trainable(runs, f"{name}-{session.name}", session.name, left_out)
         try:
-            # Not through a ``Tuner``, which unpickles the exceptions of failed trials.
-            tune.run(
-                tune.with_resources(trainable(runs, f"{name}-{session.name}", left_out), _request),
-                name=session.name,
-                storage_path=str(session.parent),
-                # No limit for Tune: ``_DriverScheduler`` decides how often a trial is tried again.
-                max_failures=-1,
-                max_concurrent_trials=self._launch.concurrent,
-                # The imports of a worker take seconds. With reuse they run once for each worker,
-                # not for each trial.
-                reuse_actors=True,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-                search_alg=_DriverSearcher(),
-                num_samples=-1,
-                scheduler=_DriverScheduler(),  # type: ignore[no-untyped-call]
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[_Events()],
-                raise_on_failed_trial=False,
-                verbose=0,
-            )
+            with interrupts.deferred():
+                # Not through a ``Tuner``, which unpickles the exceptions of failed trials.
+                tune.run(
+                    tune.with_resources(function, _request),
+                    name=session.name,
+                    storage_path=str(session.parent),
+                    # No limit for Tune: ``_DriverScheduler`` decides how often a trial is tried
+                    # again.
+                    max_failures=-1,
+                    max_concurrent_trials=self._launch.concurrent,
+                    # The imports of a worker take seconds. With reuse they run once for each
+                    # worker, not for each trial.
+                    reuse_actors=True,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
+                    search_alg=_DriverSearcher(),
+                    num_samples=-1,
+                    scheduler=_DriverScheduler(),  # type: ignore[no-untyped-call]
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                    callbacks=[_Events()],
+                    raise_on_failed_trial=False,
+                    verbose=0,
+                )
         except OSError as error:
             if isinstance(error, NoRoomError) or not is_no_room(error):
                 raise
             raise NoRoomError(sentence_of(session.parent, 0, error)) from error
         finally:
+            requests.close()
             _EXPERIMENT.reset(token)
 
 
@@ -113,7 +126,13 @@ class _Experiment:
     """
 
     def __init__(
-        self, queue: TrialQueue, listener: Listener, runs: Runs, launch: Launch, left_out: Path
+        self,
+        queue: TrialQueue,
+        listener: Listener,
+        runs: Runs,
+        launch: Launch,
+        left_out: Path,
+        requests: StopRequests,
     ) -> None:
         self.queue = queue
         self.listener = listener
@@ -128,11 +147,26 @@ class _Experiment:
         self._places: dict[str, tuple[str, str]] = {}
         self._failures: dict[str, Failure] = {}
         self._no_room: str | None = None
+        # Requests to stop: of nodes that are about to end, and of this driver at its own end.
+        self._requests = requests
+        self._draining: frozenset[str] = frozenset()
+        self._asked_at = float("-inf")
+        self._running: Set[str] = frozenset()
+        self._stopping_since: float | None = None
         self._alive: frozenset[str] = frozenset()
         self._alive_since = float("-inf")
 
     def suggest(self) -> Spec | None:
-        """Return the next trial. A failed evaluation may come again, as a training."""
+        """Return the next trial. A failed evaluation may come again, as a training.
+
+        Raises:
+            KeyboardInterrupt: The driver was asked to stop, and no trial runs. Tune asks again and
+                again then, without an event in between.
+        """
+        if interrupts.was_received():
+            if not self._running:
+                raise KeyboardInterrupt
+            return None
         spec = self.queue.next()
         if spec is not None and spec.key in self._folders:
             self._attempts.forget(spec.key)
@@ -145,7 +179,7 @@ class _Experiment:
     def request(self, key: str) -> tune.PlacementGroupFactory:
         """Return the resources of a trial's next attempt, and the nodes that it should not use."""
         bundle = {"CPU": self._launch.cpus_per_trial, "GPU": self._launch.gpus_per_trial}
-        avoided = sorted(self._attempts.avoided(key))
+        avoided = sorted(self._attempts.avoided(key) | self._draining)
         selectors = [{NODE_ID_LABEL_KEY: f"!in({','.join(avoided)})"}] if avoided else None
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=selectors)
 
@@ -183,7 +217,13 @@ class _Experiment:
         if decision.no_room is not None:
             self._no_room = decision.no_room
             return
-        if failure.kind != "left out":
+        if failure.kind == "stopped":
+            if self._stopping_since is not None:
+                # It may not start again here.
+                self.failed.add(trial.trial_id)
+            else:
+                self.listener.moved(key, host)
+        elif failure.kind != "left out":
             (self.listener.lost if decision.starts_again else self.listener.failed)(key, failure)
         self._tell_workers(self._attempts.left_out)
         if decision.left_out is not None:
@@ -201,15 +241,36 @@ class _Experiment:
         for node in refusing - left_out:
             (self._left_out / node).unlink(missing_ok=True)
 
+    def running(self, keys: Set[str]) -> None:
+        """Note which trials run now, and ask those to stop whose node or driver is about to end.
+
+        Raises:
+            KeyboardInterrupt: The driver was asked to stop, and no trial runs any more.
+        """
+        self._running = keys
+        self.listener.running(keys)
+        now = time.monotonic()
+        if interrupts.was_received() and self._stopping_since is None:
+            self._stopping_since = now
+            if keys:
+                self.listener.stopping(len(keys))
+        draining = self._draining
+        if now - self._asked_at > _NODES_EVERY_S:
+            self._asked_at, draining = now, draining_nodes()
+        self._draining = draining
+        self._requests.post(draining, everywhere=self._stopping_since is not None)
+        if self._stopping_since is not None and (
+            not keys or now - self._stopping_since > _STOPPING_S
+        ):
+            raise KeyboardInterrupt
+
     def check(self) -> None:
         """Check that the trials may continue.
 
         Raises:
-            KeyboardInterrupt: The driver was interrupted.
             NoRoomError: The storage, or every node, is full.
             LostLeaseError: Another driver runs the trials now.
         """
-        interrupts.check()
         if self._no_room is not None:
             raise NoRoomError(self._no_room)
         self.listener.check()
@@ -278,7 +339,7 @@ class _Events(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         experiment = _EXPERIMENT.get()
         experiment.check()
-        experiment.listener.running(
+        experiment.running(
             {_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING}
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import ray
 from ray import tune
 
 from sweeps.core.run.failures import LeftOutError, StorageError, failure_of
+from sweeps.core.run.ray_stop import watched
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.runs import Runs, newest_step
 from toco.files import is_no_room
@@ -24,13 +26,16 @@ STARTED, FAILED = "started", "failed"
 """Status of a row with the place of an attempt, and of one that announces a failure."""
 
 
-def trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]], None]:
+def trainable(
+    runs: Runs, name: str, session: str, left_out: Path
+) -> Callable[[dict[str, Any]], None]:
     """Return the function that Tune runs for each trial.
 
     Args:
         runs: Where the run folders are, under the same path on every node.
         name: Name of the function in the cluster, which may run other studies with other versions
             of this code.
+        session: Name of the driver's session, which asks trials to stop.
         left_out: Folder with an empty file for each node that gets no more trials.
     """
     published, storage = runs.ledger.run_dir, runs.ledger.storage
@@ -40,14 +45,21 @@ def trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]
         # The node of a worker may have another PYTHONPATH than this driver, or none.
         add_search_folders(folders)
         spec = Spec(**config["trial"])
-        run_trial(spec, _TuneChannel(published(spec.key), storage, left_out, spec.scratch_bytes))
+        channel = _TuneChannel(published(spec.key), storage, left_out, spec.scratch_bytes)
+        with watched(session, channel.node, channel.stop):
+            run_trial(spec, channel)
 
     train_trial.__name__ = re.sub(r"\W", "_", name)
     return train_trial
 
 
 class _TuneChannel:
-    """Report through Tune, which stores the snapshots."""
+    """Report through Tune, which stores the snapshots.
+
+    Attributes:
+        stop: Set when the trial has to stop.
+        node: Ray's id of the node.
+    """
 
     def __init__(self, published: Path, storage: Path, left_out: Path, needed_bytes: int) -> None:
         self._published = published
@@ -55,12 +67,13 @@ class _TuneChannel:
         self._left_out = left_out
         self._needed_bytes = needed_bytes
         self._host = socket.gethostname()
-        self._node = ray.get_runtime_context().get_node_id()
+        self.stop = threading.Event()
+        self.node = str(ray.get_runtime_context().get_node_id())
 
     def begin(self) -> None:
         """Tell the driver where this attempt runs, in case the worker is lost."""
-        tune.report({"status": STARTED, "host": self._host, "node": self._node})
-        if (self._left_out / self._node).exists():
+        tune.report({"status": STARTED, "host": self._host, "node": self.node})
+        if (self._left_out / self.node).exists():
             raise LeftOutError(f"{self._host} gets no more trials.")
 
     @contextmanager
@@ -92,6 +105,4 @@ class _TuneChannel:
 
         Tune itself hands exceptions on as pickles.
         """
-        tune.report(
-            {"status": FAILED, "failure": asdict(failure_of(error, self._host, self._node))}
-        )
+        tune.report({"status": FAILED, "failure": asdict(failure_of(error, self._host, self.node))})

@@ -5,12 +5,15 @@ a lost worker that still runs. After every evaluation it reports a snapshot of t
 newest checkpoint. The next attempt starts from the snapshot that was reported last. So only the
 steps since the last evaluation can be lost, and none is counted twice: rows, evaluations and
 checkpoint of a snapshot always belong together.
+
+A trial that is asked to stop reports a snapshot of its present step, and no step is lost.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-from sweeps.core.run.failures import ScratchError, StorageError
+from sweeps.core.run.failures import ScratchError, StoppedError, StorageError
 from sweeps.core.store.identity import identify
 from sweeps.core.store.runs import link_or_copy, repair, seal
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
@@ -38,7 +41,13 @@ from toco.train.run_folder import RunFolder
 
 
 class Channel(Protocol):
-    """The connection of a trial to its driver."""
+    """The connection of a trial to its driver.
+
+    Attributes:
+        stop: Set when the trial has to stop: its node or its driver is about to end.
+    """
+
+    stop: threading.Event
 
     def restored(self) -> AbstractContextManager[Path | None]:
         """Open the snapshot that was reported last; ``None`` on a first start."""
@@ -161,6 +170,7 @@ def _run(spec: Spec, channel: Channel) -> None:
                 resume=True,
                 observer=reporter,
                 progress=False,
+                stop=channel.stop,
                 **options,
             )
         except DivergedError:
@@ -168,9 +178,13 @@ def _run(spec: Spec, channel: Channel) -> None:
             reporter.report({"status": "diverged"})
             return
         if result.status != "finished":
-            raise MachineError(
-                f"The training was {result.status} by a signal after step {result.step}."
-            )
+            if not channel.stop.is_set():
+                raise MachineError(
+                    f"The training was {result.status} by a signal after step {result.step}."
+                )
+            if result.step > 0:
+                reporter.report({"status": "stopped", "step": result.step})
+            raise StoppedError(f"Stopped after step {result.step}, as requested.")
         reporter.report({"status": result.status, "step": result.step, **result.metrics})
 
 

@@ -33,7 +33,7 @@ def metrics_of(state: str) -> dict[str, float]:
     return {"val/cam_miou": number, "val/aux_cam_miou": number / 2, "val/seg_miou": number / 4}
 
 
-def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress=True):
+def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress=True, stop=None):
     """Writes a run folder as ``toco.train.loop.train`` does.
 
     A file ``kill-SEED-BLOCK-STEP`` in ``FAKE_ORDERS`` makes the process kill itself before that
@@ -41,7 +41,7 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
     diverged; ``refuse-SEED-BLOCK`` makes it fail as bad data would, after two evaluations;
     ``wait-STEP`` holds every training before that step for as long as the file is there; ``full``
     makes the disk full of the node where the first attempt runs. ``starts`` gets a line for every
-    attempt.
+    attempt, ``steps`` one for every step.
     """
     seed, block = config.seed, config.method.aux_block
     checkpoints = run_dir / "checkpoints"
@@ -74,22 +74,32 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
             raise DivergedError("ptc is nan")
         if step == 10 and (orders / f"refuse-{seed}-{block}").exists():
             raise ValueError("image7.png cannot be decoded.")
-        while (orders / f"wait-{step}").exists():
+        while (orders / f"wait-{step}").exists() and not (stop and stop.is_set()):
             time.sleep(0.05)
+        if stop is not None and stop.is_set():
+            save(checkpoints, step, state)
+            finish(run_dir, "stopped", step, {})
+            return Result("stopped", step, {})
         time.sleep(STEP_S)
+        with (orders / "steps").open("a") as steps:
+            steps.write(f"{seed} {block} {step}\n")
         state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()[:16]
         step += 1
         if step % config.evaluate_every == 0 or step == config.num_steps:
             metrics = metrics_of(state)
             rows.append(make_row(step, "val", 0.0, metrics))
             (run_dir / "metrics.jsonl").write_text(rows_text(rows))
-            checkpoint = checkpoints / f"step_{step:08d}"
-            records.write(checkpoint / "state.json", {"step": step, "state": state})
-            for old in sorted(checkpoints.iterdir())[:-2]:
-                shutil.rmtree(old)
-            observer.on_evaluation(step, metrics, checkpoint)
+            observer.on_evaluation(step, metrics, save(checkpoints, step, state))
     finish(run_dir, "finished", step, metrics_of(state))
     return Result("finished", step, metrics_of(state))
+
+
+def save(checkpoints, step, state):
+    checkpoint = checkpoints / f"step_{step:08d}"
+    records.write(checkpoint / "state.json", {"step": step, "state": state})
+    for old in sorted(checkpoints.iterdir())[:-2]:
+        shutil.rmtree(old)
+    return checkpoint
 
 
 def fill_up(order, run_dir):

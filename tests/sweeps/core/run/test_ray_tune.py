@@ -137,6 +137,15 @@ class Driver:
         return starts
 
 
+    def computed(self):
+        """Every step that was computed, by (seed, block), in order."""
+        steps = {}
+        for line in (self.orders / "steps").read_text().splitlines():
+            seed, block, step = map(int, line.split())
+            steps.setdefault((seed, block), []).append(step)
+        return steps
+
+
 @pytest.fixture
 def driver(tmp_path):
     driver = Driver(tmp_path)
@@ -197,6 +206,41 @@ def check_tracked(driver, status, trials=PLAN.trials):
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "val/cam_miou")
         assert sorted(metric.step for metric in history) == [5, 10, 15, 20]
+
+
+def test_no_step_is_computed_twice_after_the_signal_of_a_scheduler(driver):
+    """A scheduler may signal every process of a job: the driver's Ray and its workers, too."""
+    process = None
+    try:
+        # Between two evaluations, which come every five steps.
+        (driver.orders / "wait-7").touch()
+        process = driver.start()
+        wait_for(
+            lambda: (
+                (driver.orders / "steps").exists()
+                and [steps[-1] for steps in driver.computed().values()] == [6, 6]
+            ),
+            process,
+        )
+        children = psutil.Process(process.pid).children(recursive=True)
+        for each in (psutil.Process(process.pid), *children):
+            each.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130, driver.log.read_text()
+        log = driver.log.read_text()
+        assert "Stopping: 2 trainings write a checkpoint after the present step." in log
+        assert log.endswith("Stopped. The same command goes on from here.\n")
+        assert not [child for child in children if child.is_running()]
+        # No lease is left, and nobody waits for one.
+        assert not [*(driver.storage / "leases").glob("*.json")]
+    finally:
+        if process is not None:
+            process.kill()
+        (driver.orders / "wait-7").unlink()
+    status, log = driver.finish()
+    assert status == 0, log
+    assert {starts[1] for starts in driver.starts().values() if len(starts) > 1} == {7}
+    assert all(steps == [*range(20)] for steps in driver.computed().values())
+    check_rows(driver)
 
 
 def test_a_killed_worker_a_diverging_training_and_bad_data(driver, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Channel:
     """
 
     left_out = False
+    stop = threading.Event()
 
     def __init__(self, folder, newest=None, breaks_at=None, after=False):
         self.folder, self.newest, self.breaks_at, self.after = folder, newest, breaks_at, after
