@@ -23,7 +23,7 @@ from types import FrameType
 
 ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
 """Signals by which a scheduler announces the end of a job, often to all of its processes."""
-_SIGNALS = (signal.SIGINT, *ANNOUNCEMENTS)
+SIGNALS = (signal.SIGINT, *ANNOUNCEMENTS)
 _WAIT_S = 0.05
 """Interval at which the end of an import is checked."""
 _SAME_SIGNAL_S = 1.0
@@ -41,7 +41,7 @@ def install_handlers() -> None:
     """
     global _is_installed
     _is_installed = True
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
@@ -101,7 +101,7 @@ def interrupt_main() -> None:
 def restore_default_handlers() -> None:
     """Let the signals end the process at once, for the last steps of a program."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    for number in (*_SIGNALS, signal.SIGALRM):
+    for number in (*SIGNALS, signal.SIGALRM):
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, signal.SIG_DFL)
 

@@ -1,14 +1,17 @@
-"""Helpers for child processes: end with the parent, and pass errors to the parent."""
+"""Child processes: they end with the parent, pass errors to it, and leave signals to it."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 _POLL_S = 1.0  # interval of polling
 
@@ -29,6 +32,23 @@ def end_with_parent() -> None:
         args=(_wait_for_parent if parent is None else parent.join,),
         daemon=True,
     ).start()
+
+
+@contextmanager
+def signals_blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Block ``signals`` in this thread and in the processes and threads that the block starts.
+
+    Ctrl-C in a terminal and the signal of a scheduler reach all processes of a job. One of them
+    answers, and needs the others until then.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    # Started later, the tracker would unblock the signals, and the fork server inherit that.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sendable(error: Exception, where: str) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -27,6 +28,10 @@ from toco.metrics.segmentation import ClassScores, class_scores, mean_over_class
 from toco.types import Shard
 
 
+class EvaluationStoppedError(RuntimeError):
+    """An evaluation was asked to stop before it was complete."""
+
+
 def evaluate(
     method: Method,
     dataset: Dataset,
@@ -35,6 +40,7 @@ def evaluate(
     progress: bool = False,
     step: int | None = None,
     shard: Shard = Shard(),
+    stop: threading.Event | None = None,
 ) -> Evaluation:
     """Evaluate ``method`` on a split; its training or evaluation mode is restored afterwards.
 
@@ -48,8 +54,11 @@ def evaluate(
         shard: Share of this process in the default group of ``torch.distributed``. Every process of
             the group must call. They divide the batches, and each returns the complete evaluation,
             which equals that of a single process.
+        stop: Gives the evaluation up before its next batch, once it is set. If one process of the
+            group gives up, all do.
 
     Raises:
+        EvaluationStoppedError: ``stop`` was set, here or in another process of the group.
         ValueError: The data set has another number of classes than the method, no images, or an
             image without a valid mask.
         RuntimeError: Another process of the group failed.
@@ -62,7 +71,12 @@ def evaluate(
         )
     if len(dataset) == 0:
         raise ValueError("There is no image to evaluate: the split is empty.")
-    parts = gather(lambda: _evaluate_part(method, dataset, config, device, progress, shard), shard)
+    stop = stop or threading.Event()
+    parts = gather(
+        lambda: _evaluate_part(method, dataset, config, device, progress, shard, stop), shard
+    )
+    if parts is None:
+        raise EvaluationStoppedError("The evaluation was stopped before it was complete.")
     return _join_parts(parts, dataset, config, step)
 
 
@@ -121,8 +135,12 @@ def _evaluate_part(
     device: torch.device | str,
     progress: bool,
     shard: Shard,
-) -> Part:
-    """Evaluate the batches of this process: every ``world_size``-th one."""
+    stop: threading.Event,
+) -> Part | None:
+    """Evaluate the batches of this process: every ``world_size``-th one.
+
+    The result is ``None`` where ``stop`` was set.
+    """
     # Plan the batches.
     indices = evenly_spaced(len(dataset), config.max_images or len(dataset))
     picture_indices = {indices[i] for i in evenly_spaced(len(indices), config.num_pictures)}
@@ -147,6 +165,8 @@ def _evaluate_part(
             ) as bar,
         ):
             for host_batch in read_ahead(read_batch(dataset, batch, pin) for batch in batches):
+                if stop.is_set():
+                    return None
                 batch = host_batch.to(device)
                 images = in_order(
                     [network_input(stack, config.size_px) for stack in batch.images], batch.rows

@@ -139,20 +139,23 @@ class Scores:
         return Part(tuple(self.batches), self.maps, histograms, self.pictures)
 
 
-def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
+def gather(find: Callable[[], Part | None], shard: Shard) -> list[Part] | None:
     """Compute this process's part, and gather the parts of all ranks in their order.
 
     Args:
-        find: Computes the part of this process.
+        find: Computes the part of this process; ``None`` where it gave up.
         shard: Share of this process in the default group of ``torch.distributed``.
+
+    Returns:
+        The parts; ``None`` where a process gave up.
 
     Raises:
         RuntimeError: Another process failed. An error of ``find`` in this process is raised
             unchanged.
     """
     if shard.world_size == 1:
-        return [find()]
-    outcome: Part | str
+        return None if (part := find()) is None else [part]
+    outcome: Part | str | None
     error: Exception | None = None
     try:
         outcome = find()
@@ -162,10 +165,13 @@ def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
     torch.distributed.all_gather_object(outcomes, outcome)
     if error is not None:
         raise error
-    for rank, part in enumerate(outcomes):
-        if not isinstance(part, Part):
-            raise RuntimeError(f"Process {rank} could not evaluate its part of the images: {part}")
-    return [part for part in outcomes if isinstance(part, Part)]
+    for rank, message in enumerate(outcomes):
+        if isinstance(message, str):
+            raise RuntimeError(
+                f"Process {rank} could not evaluate its part of the images: {message}"
+            )
+    parts = [part for part in outcomes if isinstance(part, Part)]
+    return parts if len(parts) == shard.world_size else None
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from toco.config import digest
 from toco.data import Dataset, notes_of_splits
 from toco.data.loading.loader import TrainLoader
 from toco.data.views.raw_batch import RawBatch
-from toco.evaluate.evaluator import evaluate
+from toco.evaluate.evaluator import EvaluationStoppedError, evaluate
 from toco.methods import Method
 from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
@@ -62,7 +62,7 @@ class Result:
     """The end of a run.
 
     Attributes:
-        status: ``finished``, or ``stopped`` by a signal after a checkpoint.
+        status: ``finished``, or ``stopped`` on request after a checkpoint.
         step: Optimizer updates done.
         metrics: Mean over the last ``evaluate.average_last`` evaluations.
     """
@@ -81,6 +81,7 @@ def train(
     observer: Observer | None = None,
     progress: bool = True,
     prefixes: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> Result:
     """Train, evaluate, and store everything in ``run_dir``.
 
@@ -100,6 +101,10 @@ def train(
         prefixes: Folder of snapshots; see :mod:`toco.train.fork`. The training starts from the
             snapshot that fits; where none fits, it stores one. All trainings that share the folder
             must run the same code.
+        stop: Asks the training to stop, once another thread sets it: after the present update the
+            training writes a checkpoint and returns. An evaluation that runs is given up; the
+            training makes it when it is resumed. In the main thread, SIGINT, SIGTERM and SIGUSR1
+            set the event, too.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
@@ -178,6 +183,7 @@ def train(
             snapshots=snapshots,
             observer=observer,
             progress=progress and shard.rank == 0,
+            stop=stop or threading.Event(),
             started=started - max((row["time_s"] for row in folder.metrics()), default=0.0),
             step=start_step or 0,
             saved_step=start_step or 0,
@@ -201,6 +207,7 @@ class _Run:
             without a folder of snapshots.
         observer: Receives the evaluations; see :func:`train`.
         progress: Whether this rank shows progress bars.
+        stop: Asks the training to stop.
         started: Start of the run on the clock of ``time.monotonic``, moved back by the time of
             earlier, interrupted calls.
         step: Updates done.
@@ -217,12 +224,13 @@ class _Run:
     snapshots: Snapshots | None
     observer: Observer | None
     progress: bool
+    stop: threading.Event
     started: float
     step: int
     saved_step: int
 
     def train(self) -> Result:
-        """Train to the last step, or until a signal asks to stop.
+        """Train to the last step, or until the training is asked to stop.
 
         Raises:
             DivergedError: A loss or a gradient is not finite; ``result.json`` records it.
@@ -237,50 +245,33 @@ class _Run:
         )
         remaining_steps = config.num_steps - self.step
         with (
-            _stop_signals() as stop,
+            _signals_set(self.stop),
             self.writer,
             bar,
-            closing(self.loader.batches(self.step, remaining_steps, stop)) as batches,
+            closing(self.loader.batches(self.step, remaining_steps, self.stop)) as batches,
         ):
             try:
-                for batch in batches:
-                    self._update(batch, stop)
+                # A stop may have come before the evaluation of the start step was complete.
+                stopping = self._lacks_evaluation() and not self._complete_step(bar, stopping=False)
+                for batch in () if stopping else batches:
+                    self._update(batch)
                     bar.update()
                     # The event may be set at any moment, so read it once a step. Several ranks
                     # stop at the same step, by the exchanged value.
                     stopping = (
-                        stop.is_set()
+                        self.stop.is_set()
                         if distributed.shard().world_size == 1
                         else self.averages.stop_was_set
                     )
                     self.writer.check()
-                    is_last = self.step == config.num_steps
-                    is_due = self.step % config.evaluate_every == 0 or is_last
-
-                    # Training row.
-                    if self.step % config.log_every == 0 or is_last:
+                    if self.step % config.log_every == 0 or self.step == config.num_steps:
                         losses = self._log()
                         bar.set_postfix(loss=f"{losses['train/loss_total']:.3f}")
-                    # Evaluation and checkpoint, of steps whose losses are all finite, and of one
-                    # state of all ranks.
-                    if is_due or stopping:
-                        self.averages.check()
-                        distributed.check_buffers(self.train_step.method)
-                    on_saved: Callable[[Path], None] = _do_nothing
-                    if is_due:
-                        metrics = self._evaluate()
-                        bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
-                        if self.observer is not None:
-                            on_saved = partial(self.observer.on_evaluation, self.step, metrics)
-                    if is_due or stopping:
-                        self._save(on_saved)
-                    if self.snapshots is not None and self.step == self.snapshots.step:
-                        self._store_snapshot(self.snapshots)
-                    if stopping:
+                    if not self._complete_step(bar, stopping=stopping):
                         break
                 self.averages.check()
                 if self.step > self.saved_step:
-                    # A signal came during the wait for the next batch.
+                    # The stop came during the wait for the next batch.
                     self._save(_do_nothing)
                 self.writer.wait()
             except DivergedError as error:
@@ -294,13 +285,66 @@ class _Run:
         if self.step < config.num_steps:
             status, message = (
                 "stopped",
-                f"Stopped by a signal after step {self.step}; --resume continues.",
+                f"Stopped on request after step {self.step}; --resume continues.",
             )
         return Result(
             status, self.step, distributed.from_first(partial(self._finish, status, message))
         )
 
-    def _update(self, batch: RawBatch, stop: threading.Event) -> None:
+    def _complete_step(self, bar: tqdm[NoReturn], *, stopping: bool) -> bool:
+        """Evaluate and save what is due after the present step.
+
+        Args:
+            bar: Shows the scores of an evaluation.
+            stopping: Whether the training is asked to stop: its checkpoint is written.
+
+        Returns:
+            Whether the training continues: it was not asked to stop, also during an evaluation.
+        """
+        is_due = self._is_due()
+        if is_due or stopping:
+            # Only steps whose losses are all finite, and only one state of all ranks.
+            self.averages.check()
+            distributed.check_buffers(self.train_step.method)
+        on_saved: Callable[[Path], None] = _do_nothing
+        is_evaluated = False
+        if is_due:
+            try:
+                metrics = self._evaluate()
+            except EvaluationStoppedError:
+                stopping = True
+            else:
+                is_evaluated = True
+                bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
+                if self.observer is not None:
+                    on_saved = partial(self.observer.on_evaluation, self.step, metrics)
+        if is_due or stopping:
+            self._save(on_saved)
+        # A snapshot holds the evaluation of its step.
+        if (
+            self.snapshots is not None
+            and self.step == self.snapshots.step
+            and is_evaluated == is_due
+        ):
+            self._store_snapshot(self.snapshots)
+        return not stopping
+
+    def _is_due(self) -> bool:
+        """Whether the network is evaluated after the present step."""
+        return self.step % self.config.evaluate_every == 0 or self.step == self.config.num_steps
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the evaluation of the start step is due and was not made."""
+        return distributed.from_first(
+            lambda: (
+                self.step > 0
+                and self._is_due()
+                and ("val", self.step)
+                not in {(row["kind"], row["step"]) for row in self.folder.metrics()}
+            )
+        )
+
+    def _update(self, batch: RawBatch) -> None:
         """Update the network once, and add its losses to the averages.
 
         Raises:
@@ -308,7 +352,7 @@ class _Run:
         """
         started = time.monotonic()
         output, gradient_norm = self.train_step(batch, self.step)
-        self.averages.add(output, gradient_norm, self.step, stop.is_set())
+        self.averages.add(output, gradient_norm, self.step, self.stop.is_set())
         self.averages.add_time(time.monotonic() - started)
         self.step += 1
 
@@ -322,13 +366,24 @@ class _Run:
         return values
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluate the present network and return the metrics."""
+        """Evaluate the present network and return the metrics.
+
+        Raises:
+            EvaluationStoppedError: The training is asked to stop.
+        """
         # The observer of the previous evaluation may still be copying the run folder.
         self.writer.wait()
         time_s = time.monotonic() - self.started
         method = self.train_step.method
         return evaluate_into(
-            self.folder, method, self.val_set, self.config, self.step, time_s, self.progress
+            self.folder,
+            method,
+            self.val_set,
+            self.config,
+            self.step,
+            time_s,
+            self.progress,
+            self.stop,
         )
 
     def _save(self, on_saved: Callable[[Path], None]) -> None:
@@ -390,6 +445,7 @@ def evaluate_into(
     step: int,
     time_s: float,
     progress: bool = False,
+    stop: threading.Event | None = None,
 ) -> dict[str, float]:
     """Evaluate ``method``, store evaluation, pictures and row in ``folder``; return the metrics.
 
@@ -403,13 +459,24 @@ def evaluate_into(
         step: Optimizer updates so far.
         time_s: Seconds since the start of the run.
         progress: Show a bar.
+        stop: Gives the evaluation up, once it is set. Nothing is stored then.
+
+    Raises:
+        EvaluationStoppedError: ``stop`` was set, on any rank.
     """
     from toco.evaluate.pictures import save_panels  # matplotlib
 
     shard = distributed.shard()
     device = config.torch_device()
     evaluation = evaluate(
-        method, val_set, config.evaluate, device, progress=progress, step=step, shard=shard
+        method,
+        val_set,
+        config.evaluate,
+        device,
+        progress=progress,
+        step=step,
+        shard=shard,
+        stop=stop,
     )
     if shard.rank == 0:
         folder.add_evaluation(step, evaluation, config.evaluate.average_last)
@@ -420,19 +487,16 @@ def evaluate_into(
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; a second signal acts as usual.
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C, SIGTERM or SIGUSR1 set ``stop``; a second signal acts as usual.
 
-    Python allows signal handlers in the main thread only. In other threads, as in a study's worker,
-    the event is never set: no signal stops the training there at the end of a step.
+    Python allows signal handlers in the main thread only. In another thread, as in a study's
+    worker, this does nothing.
     """
-    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    former_handlers = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    former_handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
 
     def handle(number: int, _frame: object) -> None:
         stop.set()
@@ -442,7 +506,7 @@ def _stop_signals() -> Iterator[threading.Event]:
     for number in former_handlers:
         signal.signal(number, handle)
     try:
-        yield stop
+        yield
     finally:
         for number, handler in former_handlers.items():
             signal.signal(number, handler)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from toco.train.distributed import Place, RankError, check_shares, joined
 from toco.train.loop import Observer, Result
 from toco.train.run_config import RunConfig
 
+_POLL_S = 0.5
+"""Interval at which a request to stop is passed on to the ranks."""
 _LONGEST_WAIT_S = 10.0
 """Longest wait from a failure's first sign to its reason, and again for all processes to end."""
 
@@ -42,6 +46,7 @@ def train_on_ranks(
     run_dir: Path,
     *,
     observer: Observer | None = None,
+    stop: threading.Event | None = None,
     **options: Any,  # noqa: ANN401 - as train takes them
 ) -> Result:
     """Train ``config`` in ``world_size`` processes together, and return the result of rank 0.
@@ -54,6 +59,7 @@ def train_on_ranks(
         config: The run.
         run_dir: The run folder.
         observer: Receives every evaluation, in this process.
+        stop: Asks all ranks to stop after the same step, once another thread sets it.
         options: Further arguments of ``train``, which must be picklable.
 
     Raises:
@@ -67,9 +73,10 @@ def train_on_ranks(
         places = [
             Place(rank, world_size, rank, world_size, rendezvous) for rank in range(world_size)
         ]
-        with _rank_processes(
-            [(place, train, config, run_dir, options) for place in places]
-        ) as ranks:
+        # Signals may be blocked in the ranks, as in this process.
+        shared_stop = multiprocessing.get_context("spawn").Event()
+        calls = [(place, train, config, run_dir, shared_stop, options) for place in places]
+        with _rank_processes(calls) as ranks, _passed_on(stop, shared_stop):
             return _receive_results(ranks, observer)
 
 
@@ -149,20 +156,47 @@ def _rank_processes(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, B
             rank.join()
 
 
+@contextmanager
+def _passed_on(stop: threading.Event | None, shared_stop: Event) -> Iterator[None]:
+    """Set ``shared_stop`` within the block once ``stop`` is set."""
+    closing = threading.Event()
+
+    def wait_for_stop(stop: threading.Event) -> None:
+        while not closing.is_set():
+            if stop.wait(_POLL_S):
+                shared_stop.set()
+                return
+
+    if stop is not None:
+        threading.Thread(target=wait_for_stop, args=(stop,), name="stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        closing.set()
+
+
 def _run_rank(
     parent: Connection,
     place: Place,
     train: Callable[..., Result],
     config: RunConfig,
     run_dir: Path,
+    shared_stop: Event,
     options: Mapping[str, Any],
 ) -> None:
     end_with_parent()
+    stop = threading.Event()
+
+    def wait_for_stop() -> None:
+        shared_stop.wait()
+        stop.set()
+
+    threading.Thread(target=wait_for_stop, name="stop", daemon=True).start()
     try:
         with joined(config, place):
             observer = _ParentObserver(parent) if place.rank == 0 else None
             message = _ResultMessage(
-                place.rank, train(config, run_dir, observer=observer, **options)
+                place.rank, train(config, run_dir, observer=observer, stop=stop, **options)
             )
     except Exception as error:
         with suppress(BrokenPipeError):  # another rank failed first, and the parent has hung up

@@ -7,6 +7,7 @@ every threshold of its curve. Otherwise the stored checkpoints are evaluated.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -33,7 +34,13 @@ _THRESHOLDS = ("background_threshold", "curve_stop", "curve_step")
 
 
 def reevaluate(
-    source: Path, target: Path, config: RunConfig, way: Way, *, recipe: str | None = None
+    source: Path,
+    target: Path,
+    config: RunConfig,
+    way: Way,
+    *,
+    recipe: str | None = None,
+    stop: threading.Event | None = None,
 ) -> Result:
     """Make the run folder of ``config`` from ``source``, a training with other evaluations.
 
@@ -49,8 +56,10 @@ def reevaluate(
         config: The run to make.
         way: The way that :func:`way_from` returned.
         recipe: Name of the recipe that ``config`` came from, for the record.
+        stop: Gives the evaluation up, once another thread sets it.
 
     Raises:
+        EvaluationStoppedError: ``stop`` was set.
         ValueError: ``source`` is not finished, belongs to another training or other data, or lacks
             the counts or checkpoints that ``way`` needs.
         FileExistsError: ``target`` exists.
@@ -73,8 +82,10 @@ def reevaluate(
     evaluations = _averaged_rows(trained, rows, result, config)
     with whole_folder(target) as partial:
         folder = RunFolder(partial)
-        evaluate_step, environment = (_rescorer if way == "rescore" else _checkpoint_evaluator)(
-            trained, folder, config
+        evaluate_step, environment = (
+            _rescorer(trained, folder, config)
+            if way == "rescore"
+            else _checkpoint_evaluator(trained, folder, config, stop)
         )
         origin = {
             "of": trained.digest(),
@@ -224,7 +235,7 @@ def _rescorer(
 
 
 def _checkpoint_evaluator(
-    trained: RunFolder, folder: RunFolder, config: RunConfig
+    trained: RunFolder, folder: RunFolder, config: RunConfig, stop: threading.Event | None
 ) -> tuple[_EvaluateStep, dict[str, Any]]:
     from toco.train.loop import evaluate_into
     from toco.train.parts import method_of
@@ -247,6 +258,6 @@ def _checkpoint_evaluator(
                 "or more, or set evaluate.average_last to the number of stored checkpoints."
             )
         method = method_of(checkpoint.read(path), config, len(val_set.class_names))
-        evaluate_into(folder, method, val_set, config, step, time_s)
+        evaluate_into(folder, method, val_set, config, step, time_s, stop=stop)
 
     return evaluate_step, provenance(config.torch_device(), inputs)

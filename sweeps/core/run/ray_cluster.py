@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,6 +25,7 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.run.failures import HeadLostError
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco import interrupts
+from toco.processes import signals_blocked
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,9 @@ def connected(address: str) -> Iterator[None]:
             _refuse_several_clusters()
         # Connect, or start the cluster.
         try:
-            with _announcements_blocked():
+            # A scheduler may signal all processes of a job. Without its Ray, a driver could not
+            # store the checkpoints of its trainings. Ray itself blocks SIGINT in the same way.
+            with signals_blocked(interrupts.ANNOUNCEMENTS):
                 ray.init(
                     address=address, log_to_driver=False, logging_level=logging.WARNING, **options
                 )
@@ -107,20 +109,6 @@ def connected(address: str) -> Iterator[None]:
                 _shut_down()
             # The workers of this machine ended with the cluster and could not remove their folders.
             sweep_scratch()
-
-
-@contextmanager
-def _announcements_blocked() -> Iterator[None]:
-    """Keep SIGTERM and SIGUSR1 from the processes that are started in the block.
-
-    A scheduler may signal all processes of a job. Without its Ray, a driver could not store the
-    checkpoints of its trainings any more. Ray itself blocks SIGINT in the same way.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ANNOUNCEMENTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupts.ANNOUNCEMENTS)
 
 
 def _shut_down() -> None:

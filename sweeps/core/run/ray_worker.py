@@ -18,8 +18,10 @@ from sweeps.core.run.failures import LeftOutError, StorageError, failure_of
 from sweeps.core.run.ray_stop import watched
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.runs import Runs, newest_step
+from toco import interrupts
 from toco.files import is_no_room
 from toco.own_modules import add_search_folders, search_folders
+from toco.processes import signals_blocked
 from toco.room import sentence_of
 
 STARTED, FAILED = "started", "failed"
@@ -46,7 +48,11 @@ def trainable(
         add_search_folders(folders)
         spec = Spec(**config["trial"])
         channel = _TuneChannel(published(spec.key), storage, left_out, spec.scratch_bytes)
-        with watched(session, channel.node, channel.stop):
+        # The driver alone answers a signal: it asks this trial to stop.
+        with (
+            signals_blocked(interrupts.ANNOUNCEMENTS),
+            watched(session, channel.node, channel.stop),
+        ):
             run_trial(spec, channel)
 
     train_trial.__name__ = re.sub(r"\W", "_", name)

@@ -26,6 +26,7 @@ from sweeps.core.run.failures import ScratchError, StoppedError, StorageError
 from sweeps.core.store.identity import identify
 from sweeps.core.store.runs import link_or_copy, repair, seal
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
+from toco.evaluate.evaluator import EvaluationStoppedError
 from toco.files import is_no_room
 from toco.processes import MachineError
 from toco.room import sentence_of, shortage
@@ -149,7 +150,17 @@ def _run(spec: Spec, channel: Channel) -> None:
         run_dir = scratch / spec.key
         reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
         if spec.source is not None:
-            result = reevaluate(Path(spec.source), run_dir, config, "evaluate", recipe=spec.recipe)
+            try:
+                result = reevaluate(
+                    Path(spec.source),
+                    run_dir,
+                    config,
+                    "evaluate",
+                    recipe=spec.recipe,
+                    stop=channel.stop,
+                )
+            except EvaluationStoppedError as error:
+                raise StoppedError(str(error)) from error
             reporter.report({"status": result.status, "step": result.step, **result.metrics})
             return
         train: Callable[..., Result] = resolve_name(spec.train)

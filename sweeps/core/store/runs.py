@@ -101,9 +101,9 @@ class Runs:
         """
         target = self.ledger.run_dir(key)
         stored_status, status = self.status(key), _status(snapshot)
-        step, newest = newest_step(snapshot), newest_step(target)
-        is_older = step < newest or (
-            step == newest and stored_status is not None and status is None
+        done, stored = _progress(snapshot), _progress(target)
+        is_older = done < stored or (
+            done == stored and stored_status is not None and status is None
         )
         # The evaluation of a stored training has no checkpoint, but it is final for a training
         # begun here.
@@ -141,7 +141,7 @@ class Runs:
         stored_status, status = self.status(key), _status(snapshot)
         if stored_status == "finished" or status is not None:
             return stored_status in ("finished", status)
-        return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
+        return _progress(snapshot) <= _progress(self.ledger.run_dir(key))
 
     def recover(self, folder: Path, check: Callable[[str], None] = lambda key: None) -> bool:
         """Publish the snapshots that a lost driver had received of a trial.
@@ -158,14 +158,14 @@ class Runs:
         """
         key, complete = folder.name, True
         for snapshot in sorted(
-            folder.glob("checkpoint_*"), key=lambda path: (newest_step(path), path.name)
+            folder.glob("checkpoint_*"), key=lambda path: (_progress(path), path.name)
         ):
             newest = all_in(snapshot / "checkpoints")[-1:]
             try:
                 # The copy may be incomplete, at any file.
                 if not _is_sealed(snapshot):
                     continue
-                if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
+                if newest and _progress(snapshot) > _progress(self.ledger.run_dir(key)):
                     read(newest[0])
                 self.publish(key, snapshot, check)
             except CheckpointError as error:
@@ -324,6 +324,21 @@ def newest_step(run_dir: Path) -> int:
     return max((_step(checkpoint) for checkpoint in all_in(run_dir / "checkpoints")), default=-1)
 
 
+def _progress(run_dir: Path) -> tuple[int, int]:
+    """Return step and number of rows of the newest readable checkpoint in a run folder.
+
+    A training that is stopped before the evaluation of a step writes two checkpoints of that step.
+    The one after the evaluation has more rows.
+    """
+    return max(map(_progress_of, all_in(run_dir / "checkpoints")), default=(-1, 0))
+
+
+def _progress_of(checkpoint: Path) -> tuple[int, int]:
+    rows = _read(checkpoint / STATE).get("rows")
+    count = rows.get("count") if isinstance(rows, dict) else None
+    return _step(checkpoint), count if isinstance(count, int) else 0
+
+
 def _status(run_dir: Path) -> str | None:
     result = _result(run_dir)
     # The ledger records all three files. If one is damaged, the trial runs again and writes it
@@ -391,8 +406,8 @@ def _copy(source: Path, target: Path, before: Callable[[], None]) -> None:
 
 
 def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None:
-    """Make the checkpoint ``target`` of links to the files of ``source``, unless it is complete."""
-    if _step(target) >= 0:
+    """Make the checkpoint ``target`` of links to the files of ``source``, unless it is the same."""
+    if _step(target) >= 0 and _progress_of(target) == _progress_of(source):
         return
     with whole_folder(target) as new:
         shutil.copytree(source, new, copy_function=link_or_copy, dirs_exist_ok=True)

@@ -16,7 +16,6 @@ import mmap
 import multiprocessing
 import os
 import pickle
-import signal
 import socket
 import tempfile
 import threading
@@ -25,15 +24,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 
+from toco import interrupts
 from toco.data.views.raw_batch import RawBatch
-from toco.processes import MachineError, sendable
+from toco.processes import MachineError, sendable, signals_blocked
 
 Keys = Sequence[tuple[int, int]]
 """Epoch and index of each image of a batch."""
@@ -216,7 +215,7 @@ class LoaderProcesses:
                     daemon=True,
                 )
                 # The connection closes with the process only if no other process has its end open.
-                with _signals_blocked(), loader_end:
+                with signals_blocked(interrupts.SIGNALS), loader_end:
                     process.start()
                 processes[training_end] = process
             yield processes
@@ -339,20 +338,3 @@ def _write(file: int, content: memoryview, start: int) -> None:
     while content:
         written = os.pwrite(file, content, start)
         content, start = content[written:], start + written
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block SIGINT and SIGTERM in processes that the block starts, also through the fork server.
-
-    Ctrl-C in a terminal and SIGTERM of a scheduler reach the whole process group. The training
-    process answers with a checkpoint, and needs its loader until then.
-    """
-    # Otherwise the fork server would start the resource tracker, which unblocks the signals before
-    # the fork server inherits the mask.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

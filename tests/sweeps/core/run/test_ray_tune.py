@@ -136,7 +136,6 @@ class Driver:
             starts.setdefault((seed, block), []).append(step)
         return starts
 
-
     def computed(self):
         """Every step that was computed, by (seed, block), in order."""
         steps = {}
