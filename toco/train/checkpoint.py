@@ -129,10 +129,15 @@ class Writer:
         folder: Folder of the checkpoints.
         digest: Digest of the run's config.
         keep: How many of the newest checkpoints are kept.
+        is_due: Whether a training writes a checkpoint after a step even if it is not stopped there.
+            Others are kept only until the next one is written. So a stop does not change which
+            checkpoints a training has in the end.
     """
 
-    def __init__(self, folder: Path, digest: str, keep: int) -> None:
-        self._folder, self._digest, self._keep = folder, digest, keep
+    def __init__(
+        self, folder: Path, digest: str, keep: int, is_due: Callable[[int], bool] = lambda _: True
+    ) -> None:
+        self._folder, self._digest, self._keep, self._is_due = folder, digest, keep, is_due
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -170,7 +175,7 @@ class Writer:
 
         def write() -> None:
             path = _write(self._folder, step, self._digest, tensors, rows)
-            prune(self._folder, self._keep)
+            prune(self._folder, self._keep, self._is_due)
             then(path)
 
         self._writing = self._thread.submit(write)
@@ -360,9 +365,14 @@ def drop_after(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and partial folders of crashed writers."""
-    for path in all_in(folder)[:-keep]:
+def prune(folder: Path, keep: int, is_due: Callable[[int], bool] = lambda _: True) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and partial folders of crashed writers.
+
+    Before, checkpoints that are not due are deleted, except the newest.
+    """
+    *older, newest = all_in(folder)
+    due = [path for path in older if is_due(int(path.name.removeprefix("step_")))]
+    for path in {*older} - {*[*due, newest][-keep:]}:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)

@@ -179,7 +179,9 @@ def train(
             val_set=val_set,
             train_step=TrainingStep(method, optimizer, config),
             averages=Averages(start_checkpoint.part("averages") if start_checkpoint else {}),
-            writer=checkpoint.Writer(folder.checkpoints, digest(config), config.keep_checkpoints),
+            writer=checkpoint.Writer(
+                folder.checkpoints, digest(config), config.keep_checkpoints, config.is_evaluated
+            ),
             snapshots=snapshots,
             observer=observer,
             progress=progress and shard.rank == 0,
@@ -252,8 +254,10 @@ class _Run:
         ):
             try:
                 # A stop may have come before the evaluation of the start step was complete.
-                stopping = self._lacks_evaluation() and not self._complete_step(bar, stopping=False)
-                for batch in () if stopping else batches:
+                is_stopped = self._lacks_evaluation() and not self._complete_step(
+                    bar, stopping=False
+                )
+                for batch in () if is_stopped else batches:
                     self._update(batch)
                     bar.update()
                     # The event may be set at any moment, so read it once a step. Several ranks
@@ -268,6 +272,7 @@ class _Run:
                         losses = self._log()
                         bar.set_postfix(loss=f"{losses['train/loss_total']:.3f}")
                     if not self._complete_step(bar, stopping=stopping):
+                        is_stopped = True
                         break
                 self.averages.check()
                 if self.step > self.saved_step:
@@ -282,7 +287,7 @@ class _Run:
                 raise
 
         status, message = "finished", None
-        if self.step < config.num_steps:
+        if is_stopped or self.step < config.num_steps:
             status, message = (
                 "stopped",
                 f"Stopped on request after step {self.step}; --resume continues.",
@@ -299,9 +304,10 @@ class _Run:
             stopping: Whether the training is asked to stop: its checkpoint is written.
 
         Returns:
-            Whether the training continues: it was not asked to stop, also during an evaluation.
+            Whether the training continues: it was not asked to stop, also not during the
+                evaluation. The last step is complete with its evaluation, whatever is asked.
         """
-        is_due = self._is_due()
+        is_due = self.config.is_evaluated(self.step)
         if is_due or stopping:
             # Only steps whose losses are all finite, and only one state of all ranks.
             self.averages.check()
@@ -315,6 +321,9 @@ class _Run:
                 stopping = True
             else:
                 is_evaluated = True
+                # Several ranks exchange this at the next step.
+                if distributed.shard().world_size == 1:
+                    stopping = self.stop.is_set()
                 bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
                 if self.observer is not None:
                     on_saved = partial(self.observer.on_evaluation, self.step, metrics)
@@ -327,18 +336,14 @@ class _Run:
             and is_evaluated == is_due
         ):
             self._store_snapshot(self.snapshots)
-        return not stopping
-
-    def _is_due(self) -> bool:
-        """Whether the network is evaluated after the present step."""
-        return self.step % self.config.evaluate_every == 0 or self.step == self.config.num_steps
+        return not stopping or (is_evaluated and self.step == self.config.num_steps)
 
     def _lacks_evaluation(self) -> bool:
         """Whether the evaluation of the start step is due and was not made."""
         return distributed.from_first(
             lambda: (
                 self.step > 0
-                and self._is_due()
+                and self.config.is_evaluated(self.step)
                 and ("val", self.step)
                 not in {(row["kind"], row["step"]) for row in self.folder.metrics()}
             )

@@ -80,6 +80,10 @@ class RunConfig(Config):
         self.optim.check(self.num_steps)
         return self
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the network is evaluated after ``step`` updates."""
+        return step % self.evaluate_every == 0 or step == self.num_steps
+
     def torch_device(self) -> torch.device:
         """Return the device that ``device`` names.
 
