@@ -21,7 +21,8 @@ from toco.registry import available, load
 VERBS = {
     "plan": "Show which trials would run, their cost and their power.",
     "run": "Run the missing trials, write the report, print the table.",
-    "status": "Show which trials have ended, run or failed.",
+    "submit": "Queue drivers of a study in Slurm, and leave.",
+    "status": "Show which trials have ended, run or failed, and why none runs.",
     "report": "Write the report of the present state and print its table.",
     "diff": "Compare with an earlier state of the study, or with another study.",
     "sync": "Fill MLflow again from the ledger.",

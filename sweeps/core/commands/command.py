@@ -172,25 +172,27 @@ class VerbGroup(Commands):
         return super().parse_args(ctx, args)
 
 
-def _sync_command(context: click.Context) -> str:
-    """Return the command that fills MLflow for the same study, storage and store.
+def _same_command(context: click.Context, verb: str) -> list[str]:
+    """Return the command of ``verb`` for the same study, with the typed options that it has.
 
-    It is quoted for a shell and has no password.
+    Its addresses have no password.
     """
     group = context.parent and context.parent.command
     assert isinstance(group, click.Group)  # noqa: S101 - verbs belong to a group
-    words = _sync_words(str(group.name))
+    words = _first_words(str(group.name), verb)
     typed, _, _ = context.command.make_parser(context).parse_args(list(context.meta[_TYPED]))
-    for option in group.commands["sync"].params:
+    for option in group.commands[verb].params:
         value = typed.get(option.name or "")
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str):
                 words += [option.opts[0], public_uri(text)]
-    return shlex.join(words)
+            elif text is True:
+                words.append(option.opts[0])
+    return words
 
 
-def _sync_words(study: str) -> list[str]:
-    """Return the first words of the command ``sync`` of ``study``.
+def _first_words(study: str, verb: str) -> list[str]:
+    """Return the first words of the command ``verb`` of ``study``.
 
     The program may be a script, a module, or ``python -m sweeps``.
     """
@@ -201,13 +203,13 @@ def _sync_words(study: str) -> list[str]:
             "python",
             "-m",
             "sweeps",
-            "sync",
+            verb,
             next((word for word in typed[1:2] if "." in word), study),
         ]
     spec = sys.modules["__main__"].__spec__
     if spec is not None and spec.origin == str(Path(program).absolute()):
-        return ["python", "-m", spec.name, "sync"]
-    return ["python", program, "sync"]
+        return ["python", "-m", spec.name, verb]
+    return ["python", program, verb]
 
 
 def _command(
@@ -235,7 +237,8 @@ def _command(
         }
         # Verbs that fill MLflow print how to fill it again.
         if _TRACKING in options:
-            values["sync_command"] = _sync_command(click.get_current_context())
+            context = click.get_current_context()
+            values["sync_command"] = shlex.join(_same_command(context, "sync"))
         of_launch = {name: values.pop(name) for name in _LAUNCH & values.keys()}
         if "budget_hours" in of_study:
             # It decides also whether the study is sequential.
@@ -275,6 +278,55 @@ def _run_to_the_end(run: Callable[..., int], *asked: Study | SearchStudy | Launc
             raise
         click.echo(f"Error: {sentence_of(error)} The same command goes on from here.", err=True)
         return INCOMPLETE
+
+
+def _submit(
+    study: Study,
+    launch: Launch,
+    *,
+    slurm: bool,
+    array: int,
+    gres: str | None,
+    further: Mapping[str, str],
+    at_once: int | None,
+    cpus: float,
+    gpus: float | None,
+    template: Path | None,
+    print_only: bool,
+    cancel: bool,
+    **named: str | None,
+) -> int:
+    """Submit a study, show the file, or cancel; see ``sweeps.core.commands.submit``."""
+    from sweeps.core.commands import submit
+    from sweeps.core.slurm.script import Resources
+
+    if not slurm:
+        raise click.UsageError("submit needs the scheduler: give --slurm.")
+    if cancel:
+        return submit.cancel(study, launch)
+    options = submit.SlurmOptions(
+        array,
+        {name: value for name, value in {**named, "gres": gres}.items() if value is not None},
+        further,
+        Resources.of_options(gres, at_once, cpus, gpus),
+        template,
+    )
+    context = click.get_current_context()
+    run, status = (
+        _on_this_machine(_same_command(context, verb), launch) for verb in ("run", "status")
+    )
+    if print_only:
+        return submit.print_script(study, launch, options, run)
+    return submit.submit(study, launch, options, run, status)
+
+
+def _on_this_machine(words: Sequence[str], launch: Launch) -> list[str]:
+    """Complete a command for a job: this interpreter, and the absolute path of the storage."""
+    words = [sys.executable, *words[1:]]
+    if "--storage" in words:
+        at = words.index("--storage")
+        del words[at : at + 2]
+    return [*words, "--storage", str(launch.storage)]
 
 
 def _lazy(path: str) -> Callable[..., int]:
@@ -393,13 +445,15 @@ _RESOURCES = (
     ),
 )
 
+_MAX_FAILURES = click.option(
+    "--max-failures",
+    default=3,
+    show_default=True,
+    help="Restarts of a training; -1: any number.",
+)
+
 _RUNNING = (
-    click.option(
-        "--max-failures",
-        default=3,
-        show_default=True,
-        help="Restarts of a training; -1: any number.",
-    ),
+    _MAX_FAILURES,
     click.option(
         "--address",
         help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]",
@@ -410,6 +464,66 @@ _AHEAD = click.option(
     "--ahead",
     is_flag=True,
     help="Let free workers start the seeds of the next look before the present look is complete.",
+)
+
+_LEAVE = click.option(
+    "--leave",
+    is_flag=True,
+    help="End as soon as other drivers run all trials that are left, so that no node waits. A "
+    "sequential study may need this driver for its next look, so there it has no effect before "
+    "the last one.",
+)
+
+_SLURM = (
+    click.option("--slurm", is_flag=True, help="Submit to Slurm. The only scheduler so far."),
+    click.option(
+        "--array",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Number of drivers. They share the trials.",
+    ),
+    click.option("--time", help="Time limit of a driver, as in 24:00:00."),
+    click.option("--gres", help="GPUs of a driver, as in gpu:1. Each trial gets one by default."),
+    click.option("--partition", help="Partition."),
+    click.option("--account", help="Account."),
+    click.option(
+        "--sbatch",
+        "further",
+        multiple=True,
+        callback=assignments,
+        help="Any other option of sbatch, as in --sbatch mem=32G --sbatch qos=low.",
+    ),
+    click.option(
+        "--concurrent",
+        "at_once",
+        type=click.IntRange(1),
+        help="Trainings at once in each driver.  [default: one for each GPU of --gres]",
+    ),
+    click.option(
+        "--cpus-per-trial", "cpus", default=1.0, show_default=True, type=click.FloatRange(0)
+    ),
+    click.option(
+        "--gpus-per-trial",
+        "gpus",
+        type=click.FloatRange(0),
+        help="[default: 1 with --gres, else 0]",
+    ),
+    click.option(
+        "--template",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Script to fill.  [default: cluster/slurm/study.sbatch]",
+    ),
+    click.option("--print", "print_only", is_flag=True, help="Show the file and submit nothing."),
+    click.option("--cancel", is_flag=True, help="Cancel what was submitted of this study."),
+)
+
+_WATCH = click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=10.0,
+    type=click.FloatRange(1),
+    help="Show it again every so many seconds (10) until all trials have ended.",
 )
 
 _UNDERPOWERED = click.option(
@@ -441,7 +555,7 @@ def _verbs(
         f"{contradicted}4 where trials have no result, 130 where Ctrl-C or SIGTERM stopped it, "
         "1 or 2 where it could not run.",
         partial(_run_to_the_end, partial(_run, connect=connect)),
-        (*_RESOURCES, *_RUNNING, *((_AHEAD, _UNDERPOWERED) if is_study else ()), _TRACKING),
+        (*_RESOURCES, *_RUNNING, *((_AHEAD, _LEAVE, _UNDERPOWERED) if is_study else ()), _TRACKING),
     )
     diff = verb(
         "diff",
@@ -449,8 +563,15 @@ def _verbs(
         _lazy("sweeps.core.commands.diff:print_diff"),
         (_OTHER,),
     )
+    submit = verb(
+        "submit",
+        "Queue drivers of the study in Slurm, and leave. They share the trials by the storage.",
+        _submit,
+        (*_SLURM, _MAX_FAILURES, _AHEAD, _UNDERPOWERED, _TRACKING),
+    )
     return (
         run,
+        *((submit,) if is_study else ()),
         verb(
             "plan",
             "Show which trials would run, their cost and their power. Runs nothing.",
@@ -459,8 +580,9 @@ def _verbs(
         ),
         verb(
             "status",
-            "Show which trials have ended, run or failed.",
+            "Show which trials have ended, run or failed, and why none runs.",
             _lazy("sweeps.core.commands.status:print_status"),
+            (_WATCH,),
         ),
         verb(
             "report",

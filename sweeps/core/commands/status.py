@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +17,8 @@ from sweeps.core.findings.look_text import claim_lines
 from sweeps.core.findings.looks import budget_stop
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
+from sweeps.core.slurm import queue
+from sweeps.core.slurm.submissions import Submissions
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.study_folder import StudyFolder
@@ -29,14 +33,37 @@ _MOST_LINES = 40
 """Configurations that get a line each; more are counted."""
 
 
-def print_status(study: Study | SearchStudy, launch: Launch) -> int:
-    """Print which trials have a result, which run where, and which failed and why; return 0."""
+def print_status(study: Study | SearchStudy, launch: Launch, watch: float | None = None) -> int:
+    """Print which trials have a result, which run where, which failed and why; return 0.
+
+    Args:
+        study: The study or search.
+        launch: Has the folder of the results.
+        watch: Print it again every so many seconds until all trials have ended; ``None`` for once.
+    """
     situation = survey(study, launch.storage)
-    lines = (
-        _study_status(situation) if isinstance(situation, Situation) else _search_status(situation)
-    )
-    click.echo("\n".join(lines))
-    return 0
+    printed = ""
+    while True:
+        text = "\n".join(
+            _study_status(situation)
+            if isinstance(situation, Situation)
+            else _search_status(situation)
+        )
+        if watch is not None and sys.stdout.isatty():
+            click.clear()
+            printed = ""
+        if text != printed:
+            click.echo(text)
+        if watch is None or not _is_missing(situation):
+            return 0
+        printed = text
+        time.sleep(watch)
+
+
+def _is_missing(situation: Situation | SearchSituation) -> bool:
+    if isinstance(situation, Situation):
+        return bool(situation.missing())
+    return not situation.is_complete
 
 
 def print_report(
@@ -132,11 +159,39 @@ def _study_status(situation: Situation) -> list[str]:
         lines.append(
             "Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + "."
         )
+        lines += _slurm_status(situation, is_run="leased by a running driver" in states)
         ready, waiting = situation.tasks()
         lines += [
             f"{number} because of {reason}"
             for reason, number in situation.reasons(ready + waiting).items()
         ]
+    return lines
+
+
+def _slurm_status(situation: Situation, *, is_run: bool) -> list[str]:
+    """Say what waits in Slurm's queue and why; and, where nothing runs, what to do.
+
+    Args:
+        situation: The study, which lacks trials.
+        is_run: Whether a driver runs a trial.
+    """
+    submissions = Submissions(situation.path).all()
+    lines = []
+    num_queued = 0
+    for submission in submissions:
+        try:
+            tasks = queue.tasks_of(submission.job)
+        except queue.SlurmError as error:
+            return [str(error)]
+        if tasks:
+            num_queued += sum(group.number for group in tasks)
+            described = ", ".join(group.text for group in tasks)
+            lines.append(f"Slurm job {submission.job}, tasks: {described}.")
+    if not num_queued and not is_run:
+        where = "and no submission of this study is in Slurm's queue: submit it again"
+        lines.append(
+            f"No driver runs{f', {where}.' if submissions else ': run the study, or submit it.'}"
+        )
     return lines
 
 

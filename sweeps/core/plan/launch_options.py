@@ -27,6 +27,7 @@ class Launch:
         accept_underpowered: Run a study although its seeds cannot decide its comparisons.
         ahead: Whether free workers start seeds of a sequential study before its present look is
             complete. They are wasted where that look decides.
+        leave: Whether the driver ends as soon as other drivers run all trials that are left.
         budget_hours: Hours of GPUs, or of CPU cores where trials have no GPU, that a sequential
             study may use; it begins no look whose trials would exceed them. ``None`` for no limit.
         price_per_hour: Price of a GPU hour, or of a CPU core hour where trials have no GPU; in any
@@ -43,6 +44,7 @@ class Launch:
     max_failures: int = 3
     accept_underpowered: bool = False
     ahead: bool = False
+    leave: bool = False
     budget_hours: float | None = None
     price_per_hour: float | None = None
     sync_command: str = "python -m sweeps sync STUDY"

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from sweeps.core.findings.exit_status import INCOMPLETE
+from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE
 from sweeps.core.plan.budget import Budget
 from sweeps.core.plan.forecast import scorecard
 from sweeps.core.plan.launch_options import Launch
@@ -46,7 +46,7 @@ from sweeps.core.store.runs import leave, recover, session_lease
 from sweeps.core.store.study_folder import StudyFolder
 from toco.files import is_no_room
 from toco.room import NoRoomError, shortage
-from toco.tracking import Tracker
+from toco.tracking import Tracker, database_of
 from toco.train.provenance import own_command
 from toco.train.reevaluate import reevaluate
 
@@ -68,7 +68,8 @@ class Driver:
         leases: The leases of this driver. They hold the lease of the search already.
         tracker: The MLflow store.
         forecast: The predicted cost of the trials.
-        is_shown: Whether this driver updates the report page while it runs.
+        is_shown: Whether this driver updates the report page while it runs, and may write to a
+            database file of MLflow.
     """
 
     def __init__(
@@ -95,7 +96,12 @@ class Driver:
             else SearchProposer(situation, leases)
         )
         self._progress = self._proposer.progress()
-        self._mirror = Mirror(tracker, situation, self._proposer.trials)
+        self._mirror = Mirror(
+            tracker,
+            situation,
+            self._proposer.trials,
+            is_writer=is_shown or database_of(launch.tracking) is None,
+        )
         self._page = LivePage(situation) if is_shown else None
         # Three states of a proposed trial: not leased; leased by this driver, by key (several
         # trials may be one training); leased by another driver, by key and name.
@@ -128,7 +134,8 @@ class Driver:
         outcome = "FAILED"
         try:
             self._run_all(connect)
-            outcome = "FINISHED"
+            # Other drivers may run the rest.
+            outcome = "RUNNING" if self._elsewhere else "FINISHED"
         except KeyboardInterrupt:
             outcome = "KILLED"
             raise
@@ -146,7 +153,7 @@ class Driver:
                 self._mirror.drain()
             elif self._has_begun and outcome != "FINISHED":
                 self._mirror.close((), outcome)
-        return self._close()
+        return self._leave() if self._elsewhere else self._close()
 
     # Questions of the backend.
 
@@ -155,7 +162,18 @@ class Driver:
         """Whether all trials have ended, or an error ends the run."""
         if self._error is not None:
             return True
-        return not (self._ready or self._tasks or self._elsewhere) and self._proposer.is_done
+        if self._ready or self._tasks or not self._proposer.is_done:
+            return False
+        return not self._elsewhere or self._may_leave
+
+    @property
+    def _may_leave(self) -> bool:
+        """Whether this driver is not needed: living drivers run all trials, and none can follow."""
+        return (
+            self._launch.leave
+            and self._proposer.is_at_last_look
+            and all(self._leases.has_shown_life(key) for key, _ in self._elsewhere)
+        )
 
     def next(self) -> Spec | None:
         """Return the next trial for a worker, or ``None`` where none is ready.
@@ -277,7 +295,10 @@ class Driver:
             return False
         # Lease the trial, unless another driver holds it, and recover what a lost driver left.
         is_finished = bool(self._situation.ledger.finished_keys([task.key]))
-        if not is_finished:
+        if is_finished:
+            # Another driver ran it, which may have no right to write to MLflow.
+            self._mirror.changed(task.key)
+        else:
             if not self._leases.acquire([task.key]):
                 self._set_aside(task)
                 return False
@@ -402,6 +423,15 @@ class Driver:
         click.echo(self._closing_text(unfinished, report))
         click.echo(closing_sentence(self._launch, self._mirror.pages, complete=is_sent))
         return INCOMPLETE if report is None or unfinished else report.exit_code
+
+    def _leave(self) -> int:
+        """Say that other drivers run the rest; return the exit status."""
+        number = len(self._elsewhere)
+        trials = "The trial that is left is" if number == 1 else f"The {number} trials left are"
+        click.echo(
+            f"{trials} run by other drivers, so this one ends. The last one writes the report."
+        )
+        return CLEAN
 
     def _write_report(self) -> WrittenReport | None:
         try:

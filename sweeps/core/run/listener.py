@@ -13,20 +13,13 @@ from sweeps.core.run.failures import Failure
 from sweeps.core.run.live_page import LivePage
 from sweeps.core.run.mlflow_mirror import Mirror
 from sweeps.core.run.progress import Progress
-from sweeps.core.store.leases import Leases, LostLeaseError
+from sweeps.core.store.leases import SILENT_BEATS, Leases, LostLeaseError
 from sweeps.core.store.ledger_entry import Origin
 from sweeps.core.store.runs import Runs
 from toco.files import is_no_room
 from toco.room import NoRoomError, sentence_of
 
 logger = logging.getLogger(__name__)
-
-SILENT_BEATS = 2
-"""Number of missed heart-beats after which a driver that others wait for is called silent.
-
-One late heart-beat is usual on a network disk; two are not. Only a message depends on the number:
-the lease ends later.
-"""
 
 
 class Listener:

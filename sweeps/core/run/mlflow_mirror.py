@@ -36,15 +36,23 @@ class Mirror:
         tracker: The MLflow store.
         situation: The study or search, whose record is written.
         trials: Every trial that is sent, by key. The caller may add trials while the mirror runs.
+        is_writer: Whether this process writes to the store. Of several drivers, one alone writes to
+            a database file: on a network disk, several writers would damage it.
 
     Attributes:
         pages: Addresses of the study in MLflow's UI; ``None`` until the store has answered.
     """
 
     def __init__(
-        self, tracker: Tracker, situation: Situation | SearchSituation, trials: Mapping[str, Task]
+        self,
+        tracker: Tracker,
+        situation: Situation | SearchSituation,
+        trials: Mapping[str, Task],
+        *,
+        is_writer: bool = True,
     ) -> None:
         self._tracker = tracker
+        self._is_writer = is_writer
         self._situation = situation
         self._trials = trials
         # Read now: the record on disk may be damaged before the study ends.
@@ -61,6 +69,8 @@ class Mirror:
 
     def start(self) -> None:
         """Start the thread. First it sends the run folders of earlier starts."""
+        if not self._is_writer:
+            return
         for key in self._trials:
             if self._situation.ledger.run_dir(key).is_dir():
                 self.changed(key)
@@ -84,7 +94,7 @@ class Mirror:
 
         The report is written after this call, so that it knows all links.
         """
-        if self._closing:
+        if self._closing or not self._is_writer:
             return
         with self._wake:
             self._closing = True

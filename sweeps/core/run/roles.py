@@ -38,6 +38,11 @@ class Proposer(Protocol):
     def is_done(self) -> bool:
         """Whether no trial will be proposed before another one ends."""
 
+    @property
+    def is_at_last_look(self) -> bool:
+        """Whether no results so far can make further trials necessary."""
+        return True
+
     def may_start(self, task: Task) -> bool:
         """Judge a leased trial by its run folder; return whether it has to run."""
         return True

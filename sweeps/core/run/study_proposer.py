@@ -78,6 +78,15 @@ class StudyProposer(Proposer):
         """Whether no trial has ended since the last proposal."""
         return not self._unasked
 
+    @property
+    def is_at_last_look(self) -> bool:
+        """Whether no look follows the present one."""
+        return (
+            self._sequential is None
+            or self.stop is not None
+            or self._num_looks >= len(self._sequential.looks) - 1
+        )
+
     def ended(self, key: str) -> bool:
         """Handle the end of a trial's run; return whether the ledger has the trial."""
         self._close(key)

@@ -33,6 +33,11 @@ from toco.files import UnreadableError, write_text
 
 FORMAT_VERSION = 2
 FOLDER = "leases"
+SILENT_BEATS = 2
+"""Number of missed heart-beats after which a driver is called silent.
+
+One late heart-beat is usual on a network disk; two are not. The lease ends later.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +93,15 @@ class _Silences:
         self._clock = clock
         # By owner: the last heart-beat, the time of the last look, and the silence until then.
         self._seen: dict[str, tuple[int, float, float]] = {}
+        # Owners whose heart-beat changed between two looks.
+        self.alive: set[str] = set()
 
     def look(self, link: _Link) -> float:
         """Return the seconds without a new heart-beat; 0 at the first look."""
         now_s = self._clock()
         beat, last_s, silent_s = self._seen.get(link.owner, (None, now_s, 0.0))
+        if beat not in (None, link.beat):
+            self.alive.add(link.owner)
         silent_s = silent_s + min(now_s - last_s, self._longest_s) if beat == link.beat else 0.0
         self._seen[link.owner] = (link.beat, now_s, silent_s)
         return silent_s
@@ -206,6 +215,18 @@ class Leases(AbstractContextManager["Leases"]):
         """Return the seconds without a heart-beat of the holder; 0 where no driver holds it."""
         link = self._last(key)
         return 0.0 if link is None else self._silences.look(link)
+
+    def has_shown_life(self, key: str) -> bool:
+        """Return whether this object has seen a heart-beat of the holder, and none is missing.
+
+        At the first looks the holder may as well be dead.
+        """
+        link = self._last(key)
+        return (
+            link is not None
+            and self._silences.look(link) <= SILENT_BEATS * self.beat_every_s
+            and link.owner in self._silences.alive
+        )
 
     def release(self, keys: Iterable[str]) -> None:
         """Release ``keys``; ignore those that are not held."""
