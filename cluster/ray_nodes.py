@@ -17,18 +17,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
-from typing import NoReturn
 
 import click
+from cluster.ray_node import RayNode, Signals
 
 from sweeps.core.plan import ray_environment
-from sweeps.core.store.scratch import make_scratch_folder, scratch_folder, sweep_scratch
+from sweeps.core.store.scratch import scratch_folder, sweep_scratch
+from toco import interrupts
 from toco.command_line import SETTINGS, Commands, run
 
 DASHBOARD_PORT = 8265
 HEAD_PORT = 6379
+NODE_PORTS = 20000
+NUM_NODE_PORTS = 300
+"""Ports of a node: ten of its own processes, the others of workers and drivers."""
+POLL_S = 0.5
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+"""Pauses before a node joins again, doubled each time; a head is up again within a minute or so."""
 
 
 @click.group(cls=Commands, help=__doc__, context_settings=SETTINGS)
@@ -107,14 +116,48 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
             cluster.shutdown()
 
 
+_NODE_OPTIONS = (
+    click.option(
+        "--ports",
+        default=NODE_PORTS,
+        show_default=True,
+        type=click.IntRange(1024, 65535 - NUM_NODE_PORTS),
+        help=f"First of the {NUM_NODE_PORTS} ports of this node; docs/cluster.md lists them.",
+    ),
+    click.option(
+        "--grace",
+        default=25.0,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds for trainings to store their checkpoints after SIGTERM or SIGUSR1.",
+    ),
+)
+
+
+def _node_options(command: Callable[..., None]) -> Callable[..., None]:
+    return reduce(lambda wrapped, option: option(wrapped), reversed(_NODE_OPTIONS), command)
+
+
 @main.command()
 @click.option(
     "--ip",
     required=True,
     help="This machine's address in a network that only the cluster's machines are in.",
 )
-@click.option("--cpus", default=0, show_default=True, help="CPUs of this machine for trials.")
-@click.option("--gpus", default=0, show_default=True, help="GPUs of this machine for trials.")
+@click.option(
+    "--cpus",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="CPUs of this machine for trials.",
+)
+@click.option(
+    "--gpus",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="GPUs of this machine for trials.",
+)
 @click.option("--port", default=HEAD_PORT, show_default=True)
 @click.option(
     "--dashboard-port",
@@ -122,23 +165,37 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
     show_default=True,
     help="Where jobs are submitted, on loopback.",
 )
-def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
+@_node_options
+def head(
+    ip: str, cpus: float, gpus: float, port: int, dashboard_port: int, ports: int, grace: float
+) -> None:
     """Start the head of a cluster of several machines.
 
-    Every other machine needs the head's token. A token is made if none exists yet.
+    Every other machine needs the head's token. A token is made if none exists yet. If the head's
+    processes end, they are started again.
     """
     ray_environment.ensure_token()
     click.echo(
         f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its "
         "owner only."
     )
-    # Before Ray starts, because Ray replaces this process and prints until it ends.
-    click.echo(
-        f"Ray starts the head at {ip}:{port}. When it reports that it is running: "
-        f"{_how_to_submit(dashboard_port)}"
+    # A host that is cut off is noticed after about 30 s, not after Ray's 65 s.
+    os.environ.setdefault("RAY_health_check_timeout_ms", "3000")
+    # `ray job stop` ends a driver after this time, if it has not ended by itself.
+    os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", f"{grace:g}")
+    address = f"{ip}:{port}"
+    arguments = [
+        *("--head", "--port", str(port), "--ray-client-server-port", str(ports + 6)),
+        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
+        *_node_arguments(ip, cpus, gpus, ports),
+    ]
+    _supervise(
+        RayNode(arguments, address, grace),
+        lambda: f"Head at {address} is ready. {_how_to_submit(dashboard_port)}",
+        f"The head at {address} has ended, and is started again. Workers join again; give the "
+        "command of each study again.",
+        is_head=True,
     )
-    dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    _ray_start("--head", "--port", str(port), *dashboard, ip=ip, cpus=cpus, gpus=gpus)
 
 
 @main.command()
@@ -149,41 +206,100 @@ def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
         "This machine's address in the cluster's network.  [default: the one that reaches the head]"
     ),
 )
-@click.option("--cpus", type=int, help="CPUs for trials.  [default: all]")
-@click.option("--gpus", type=int, help="GPUs for trials.  [default: all]")
-def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> None:
-    """Start a worker node on another machine of the cluster."""
+@click.option("--cpus", type=click.FloatRange(0), help="CPUs for trials.  [default: all]")
+@click.option("--gpus", type=click.FloatRange(0), help="GPUs for trials.  [default: all]")
+@_node_options
+def worker(
+    address: str,
+    ip: str | None,
+    cpus: float | None,
+    gpus: float | None,
+    ports: int,
+    grace: float,
+) -> None:
+    """Join this machine to a cluster, and again after a lost head or network, until Ctrl-C.
+
+    SIGTERM and SIGUSR1, by which schedulers and clouds announce the end of a machine, let its
+    trainings store their checkpoints and continue on other nodes.
+    """
     if not ray_environment.has_token():
         raise click.ClickException(
             f"There is no token at {ray_environment.token_path()}. Copy the head's to that place, "
             "readable by its owner only: without it the head refuses this node."
         )
-    _ray_start("--address", address, ip=ip, cpus=cpus, gpus=gpus)
+    node = RayNode(["--address", address, *_node_arguments(ip, cpus, gpus, ports)], address, grace)
+    _supervise(
+        node,
+        lambda: f"Joined the cluster at {address}{node.described()}.",
+        f"This node has left the cluster at {address}, or the head does not answer. Joining again.",
+        is_head=False,
+    )
 
 
-def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | None) -> NoReturn:
-    """Become ``ray start --block``, which ends its node when the command is stopped.
-
-    Ray opens its folder to all users of the machine, so the folder lies in a private one. The next
-    start removes the remains of earlier ones.
-    """
-    sweep_scratch()
-    folder = make_scratch_folder("ray", for_sockets=True) / "ray"
+def _node_arguments(
+    ip: str | None, cpus: float | None, gpus: float | None, ports: int
+) -> list[str]:
+    """Return the options of ``ray start`` for resources and ports."""
     options = {
         "--node-ip-address": ip,
-        "--num-cpus": cpus,
-        "--num-gpus": gpus,
-        "--temp-dir": folder,
+        "--num-cpus": None if cpus is None else f"{cpus:g}",
+        "--num-gpus": None if gpus is None else f"{gpus:g}",
+        "--object-store-memory": ray_environment.OBJECT_STORE_BYTES,
+        "--node-manager-port": ports,
+        "--object-manager-port": ports + 1,
+        "--runtime-env-agent-port": ports + 2,
+        "--dashboard-agent-grpc-port": ports + 3,
+        "--dashboard-agent-listen-port": ports + 4,
+        "--metrics-export-port": ports + 5,
+        "--min-worker-port": ports + 10,
+        "--max-worker-port": ports + NUM_NODE_PORTS - 1,
     }
-    option_arguments = [
+    return [
         part for name, value in options.items() if value is not None for part in (name, str(value))
     ]
-    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _supervise(node: RayNode, joined: Callable[[], str], left: str, *, is_head: bool) -> None:
+    """Keep a node in its cluster until a signal.
+
+    Args:
+        node: The node.
+        joined: Returns the sentence about a node that has joined.
+        left: The sentence about a node that has ended.
+        is_head: Whether it is the head, which waits for its drivers after a signal.
+    """
     _put_interpreter_on_path()
-    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
-    sys.stdout.flush()
-    command = [*ray, *arguments, *option_arguments, "--block", "--disable-usage-stats"]
-    os.execv(sys.executable, command)  # noqa: S606
+    signals = Signals()
+    pause_s = SHORTEST_PAUSE_S
+    said = ""
+    while signals.received is None:
+        node.start()
+        while (state := node.poll()) == "starting" and signals.received is None:
+            time.sleep(POLL_S)
+        if state == "joined":
+            click.echo(joined())
+            said, pause_s = "", SHORTEST_PAUSE_S
+            while node.poll() == "joined" and signals.received is None:
+                time.sleep(POLL_S)
+        if signals.received is not None:
+            break
+        if (problem := node.problem()) is not None:
+            node.end()
+            raise click.ClickException(problem)
+        node.end()
+        if said != left:
+            click.echo(left)
+            said = left
+        signals.wait(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    if signals.received in interrupts.ANNOUNCEMENTS and node.poll() == "joined":
+        click.echo(
+            f"{signal.Signals(signals.received).name}: trainings store their checkpoints, for at "
+            f"most {node.grace_s:g} s. Ctrl-C ends at once."
+        )
+        signals.received = None
+        (node.wait_for_drivers if is_head else node.drain)(signals)
+    node.end()
 
 
 def _put_interpreter_on_path() -> None:

@@ -13,6 +13,12 @@ from pathlib import Path
 # The variable is named for the systems where it is off by default. There, Ray uses 127.0.0.1 for
 # everything and listens on no other address.
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+OBJECT_STORE_BYTES = 200 * 1000**2
+"""Size of a node's object store.
+
+No large object goes through it. Ray's default of 30 % of the memory would be wasted, and may be
+more than /dev/shm holds. Ray refuses fewer than 75 MiB.
+"""
 _LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 

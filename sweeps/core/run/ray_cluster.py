@@ -22,16 +22,13 @@ import ray._private.worker
 from ray._private.services import find_gcs_addresses
 
 from sweeps.core.plan.launch_options import Launch
+from sweeps.core.plan.ray_environment import OBJECT_STORE_BYTES
 from sweeps.core.run.failures import HeadLostError
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco import interrupts
 from toco.processes import signals_blocked
 
 logger = logging.getLogger(__name__)
-
-# No large object goes through the object store. Ray's default of 30 % of the memory would be
-# wasted. Ray refuses fewer than 75 MiB.
-_OBJECT_STORE_BYTES = 200 * 1024**2
 
 ASK_EVERY_S, PATIENCE_S = 2.0, 20.0
 """Seconds between two questions to the head, and how long it may not answer.
@@ -65,7 +62,7 @@ def connected(address: str) -> Iterator[None]:
             folder = stack.enter_context(scratch_folder("ray", for_sockets=True)) / "ray"
             options = {
                 "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
+                "object_store_memory": OBJECT_STORE_BYTES,
                 "_temp_dir": str(folder),
             }
         if address == "auto":
