@@ -23,9 +23,9 @@ from functools import reduce
 from pathlib import Path
 
 import click
-from cluster.ray_node import RayNode, Signals
 
 from sweeps.core.plan import ray_environment
+from sweeps.core.run.ray_node import POLL_S, RayNode, Signals
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco import interrupts
 from toco.command_line import SETTINGS, Commands, run
@@ -35,7 +35,6 @@ HEAD_PORT = 6379
 NODE_PORTS = 20000
 NUM_NODE_PORTS = 300
 """Ports of a node: ten of its own processes, the others of workers and drivers."""
-POLL_S = 0.5
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 """Pauses before a node joins again, doubled each time; a head is up again within a minute or so."""
 
@@ -281,11 +280,11 @@ def _supervise(node: RayNode, joined: Callable[[], str], left: str, *, is_head: 
             said, pause_s = "", SHORTEST_PAUSE_S
             while node.poll() == "joined" and signals.received is None:
                 time.sleep(POLL_S)
-        if signals.received is not None:
-            break
-        if (problem := node.problem()) is not None:
+        elif state == "ended" and (problem := node.problem()) is not None:
             node.end()
             raise click.ClickException(problem)
+        if signals.received is not None:
+            break
         node.end()
         if said != left:
             click.echo(left)
@@ -298,7 +297,10 @@ def _supervise(node: RayNode, joined: Callable[[], str], left: str, *, is_head: 
             f"most {node.grace_s:g} s. Ctrl-C ends at once."
         )
         signals.received = None
-        (node.wait_for_drivers if is_head else node.drain)(signals)
+        if is_head:
+            node.wait_for_drivers(signals)
+        else:
+            node.drain(signals)
     node.end()
 
 

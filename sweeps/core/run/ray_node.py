@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import psutil
 
+from sweeps.core.plan import ray_environment
 from sweeps.core.store.scratch import make_scratch_folder, sweep_scratch
 from toco import interrupts
 from toco.processes import signals_blocked
@@ -30,10 +31,12 @@ threading.Thread(target=hear, daemon=True).start()
 from ray.scripts.scripts import main
 main()
 """
+POLL_S = 0.5
+"""Interval of looking at a node."""
 _ENDING_S = 15.0
 """Longest wait, after the grace, for Ray to end its own processes."""
 _HOPELESS = {
-    "authentication": (
+    "InvalidAuthToken": (
         "The head refuses the token of this machine. Copy the head's token to {token}, readable by "
         "its owner only."
     ),
@@ -123,10 +126,8 @@ class RayNode:
 
     def problem(self) -> str | None:
         """Say why the node cannot join whatever happens; ``None`` where waiting may help."""
-        from sweeps.core.plan import ray_environment
-
         for words, sentence in _HOPELESS.items():
-            if words.lower() in self._output().lower():
+            if words in self._output():
                 return sentence.format(token=ray_environment.token_path())
         return None
 
@@ -151,21 +152,24 @@ class RayNode:
         self._process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + self.grace_s + _ENDING_S
         while self.poll() != "ended" and time.monotonic() < deadline and not signals.received:
-            signals.wait(0.5)
+            signals.wait(POLL_S)
 
     def wait_for_drivers(self, signals: Signals) -> None:
-        """Stop the jobs of the cluster, and wait until no driver is connected to it.
+        """Let the drivers on this machine stop; wait until no driver is connected to the head.
 
         Without the head, no driver could store the checkpoints of its trainings.
         """
+        own_ip = self._address.rpartition(":")[0]
         deadline = time.monotonic() + self.grace_s
-        for job in self._state("job_table"):
-            if not job["IsDead"] and (pid := job.get("DriverPid")):
-                self._ask_to_stop(int(pid), str(job.get("DriverIPAddress", "")))
-        while time.monotonic() < deadline and not signals.received:
-            if all(job["IsDead"] for job in self._state("job_table")):
-                return
-            signals.wait(0.5)
+        for driver in self._drivers():
+            if driver["DriverIPAddress"] == own_ip:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(driver["DriverPid"], signal.SIGTERM)
+        while self._drivers() and time.monotonic() < deadline and not signals.received:
+            signals.wait(POLL_S)
+
+    def _drivers(self) -> list[dict[str, Any]]:
+        return [job for job in self._state("job_table") if not job["IsDead"]]
 
     def end(self) -> None:
         """End all processes of the node that are left, and remove its folder."""
@@ -179,20 +183,6 @@ class RayNode:
             self._process.wait()
         self._process, self._started = None, set()
 
-    def _ask_to_stop(self, pid: int, host: str) -> None:
-        """Send SIGTERM to a driver on this machine: its study stores all checkpoints."""
-        own = {address for option in ("--node-ip-address",) for address in self._value_of(option)}
-        if host in own:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGTERM)
-
-    def _value_of(self, option: str) -> list[str]:
-        return [
-            value
-            for name, value in zip(self._arguments, self._arguments[1:], strict=False)
-            if name == option
-        ]
-
     def _output(self) -> str:
         try:
             return self._log.read_text(errors="replace")
@@ -203,7 +193,7 @@ class RayNode:
         """Read a table of the cluster's head; empty where the head does not answer."""
         os.environ["RAY_AUTH_MODE"] = "token"
         from ray._private.state import GlobalState
-        from ray._raylet import GcsClientOptions
+        from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 
         state = GlobalState()
         try:
