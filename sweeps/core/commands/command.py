@@ -455,6 +455,14 @@ _MAX_FAILURES = click.option(
 _RUNNING = (
     _MAX_FAILURES,
     click.option(
+        "--no-probe",
+        "probe",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Do not time a few steps for the forecast where the ledger has no history.",
+    ),
+    click.option(
         "--address",
         help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]",
     ),

@@ -147,7 +147,8 @@ def _checked(study: Study, launch: Launch, options: SlurmOptions) -> tuple[Situa
 
 
 def _command(run: Sequence[str], options: SlurmOptions) -> list[str]:
-    return [*run, *options.resources.words, "--leave"]
+    # A forecast would be that of one driver alone, and each driver would time the same steps.
+    return [*run, *options.resources.words, "--leave", "--no-probe"]
 
 
 def _sbatch_options(situation: Situation, options: SlurmOptions, num_tasks: int) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Launch:
         accept_underpowered: Run a study although its seeds cannot decide its comparisons.
         ahead: Whether free workers start seeds of a sequential study before its present look is
             complete. They are wasted where that look decides.
+        probe: Whether a few steps are timed for the forecast, where the ledger has no history.
         leave: Whether the driver ends as soon as other drivers run all trials that are left.
         budget_hours: Hours of GPUs, or of CPU cores where trials have no GPU, that a sequential
             study may use; it begins no look whose trials would exceed them. ``None`` for no limit.
@@ -44,6 +45,7 @@ class Launch:
     max_failures: int = 3
     accept_underpowered: bool = False
     ahead: bool = False
+    probe: bool = True
     leave: bool = False
     budget_hours: float | None = None
     price_per_hour: float | None = None

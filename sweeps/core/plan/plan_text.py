@@ -18,6 +18,7 @@ from sweeps.core.plan.forecast import describe, forecast, training_seconds, with
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.power import PowerCheck, SeedNoise, power_check, seed_noise
 from sweeps.core.plan.probe import Cost, ProbeError, probe
+from sweeps.core.plan.ray_environment import resolve_address
 from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.ledger_entry import LedgerEntry
@@ -265,7 +266,7 @@ def _predictor(
 ) -> Predictor:
     """Return what predicts the cost of ``works``.
 
-    A probe runs only where the ledger has no history of such trainings.
+    A probe runs only where the ledger has no history of such trainings, and only on this machine.
 
     Args:
         works: The remaining work.
@@ -279,7 +280,15 @@ def _predictor(
             check_shares(work.config, launch.world_size)
     predictor = Predictor(launch, tuple(situation.ledger.history(study.recipe)))
     is_known = predictor.forecast(works).wall_s is not None
-    if is_known or study.train != TRAIN or not probed:
+    if is_known or study.train != TRAIN or not probed or not launch.probe:
+        return predictor
+    if resolve_address(launch.address) != "local":
+        # This machine may differ from the nodes, and a wrong time is worse than none.
+        click.echo(
+            "The time is unknown: the trainings run on a cluster, and the ledger has none like "
+            "them yet.",
+            err=True,
+        )
         return predictor
     click.echo("There is no history of such trainings, so a few steps are timed first.", err=True)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,7 +126,10 @@ class RayNode:
         return "joined" if "Ray runtime started" in self._output() else "starting"
 
     def problem(self) -> str | None:
-        """Say why the node cannot join whatever happens; ``None`` where waiting may help."""
+        """Say why the node cannot join whatever happens; ``None`` where waiting may help.
+
+        For a node that ended before it had joined.
+        """
         for words, sentence in _HOPELESS.items():
             if words in self._output():
                 return sentence.format(token=ray_environment.token_path())
@@ -181,6 +185,7 @@ class RayNode:
                 process.kill()
         if self._process is not None:
             self._process.wait()
+            shutil.rmtree(self._log.parent, ignore_errors=True)
         self._process, self._started = None, set()
 
     def _output(self) -> str:
