@@ -32,7 +32,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table5 simulate pictures test test-kill test-damage check mlflow docs lock clean
+.PHONY: help setup reproduce-table5 simulate pictures test test-kill test-cluster test-damage check mlflow docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all t
 
 test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and heads, at most half an hour
 	TOCO_KILLS=10 $(VENV)/bin/pytest tests/sweeps/test_kill.py --timeout 1800
+
+test-cluster: $(STAMP)  ## tests on several hosts of this machine, and in a Slurm of three nodes: needs root, namespaces and slurm-wlm, an hour
+	TOCO_CLUSTER_TESTS=1 $(VENV)/bin/pytest tests/cluster_lab --timeout 3600
 
 simulate: $(STAMP)  ## error, power and trainings of sequential studies: 20,000 studies a case, three hours on one core
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks sequential-seeds --studies 20000 --out benchmarks/results/sequential_seeds.json
