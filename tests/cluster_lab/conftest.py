@@ -25,9 +25,11 @@ def lab():
     if (reason := hosts.missing()) is not None:
         pytest.skip(reason)
     # Hosts have their own /dev/shm, where other tests have their files.
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        with hosts.Lab(folder) as lab:
-            yield lab
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder,
+        hosts.Lab(folder) as lab,
+    ):
+        yield lab
 
 
 @pytest.fixture(scope="module")

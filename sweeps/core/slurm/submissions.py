@@ -63,4 +63,4 @@ class Submissions:
                 found.append(Submission.read(path, "Delete it; squeue --me shows your jobs."))
             except UnreadableError as error:
                 logger.warning("%s", error)
-        return sorted(found, key=lambda submission: submission.submitted)
+        return sorted(found, key=lambda each: (each.submitted, len(each.job), each.job))
