@@ -16,6 +16,7 @@ import pytest
 
 from sweeps.core.design.designs import OneFactor, SideBySide
 from sweeps.core.design.factors import Factor
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import survey as situations
 from sweeps.core.plan.launch_options import Launch
@@ -421,6 +422,43 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
         assert run_study(study, start, trainer.connect) == 0
     assert free == [True]
     assert trainer.trained == [first]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_driver_leaves_what_living_drivers_run(
+    tmp_path, monkeypatch, tracker, capsys, sequential
+):
+    """In a sequential study it stays, because the next look may need it."""
+    trainer, storage, free = Trainer(), tmp_path / "results", []
+    design = OneFactor((Factor("method.aux_block", (9, 8)),))
+    study = make(tmp_path, design)
+    if sequential:
+        study = dataclasses.replace(study, seeds=Sequential((2, 3)))
+    situation = survey(study, storage)
+    others = list(situation.trials())[-1]
+    monkeypatch.setattr(driver, "_POLL_S", 0.02)
+    # A heart-beat of the other driver is missing at first: it may as well be dead.
+    beats = {"beat_every_s": 0.3, "expires_s": 100.0}
+    with Leases(storage, "another driver", **beats) as other:
+        assert other.acquire([others])
+
+        def idle():
+            free.append(other.holds(others))
+            if sequential and len(free) > 100:
+                other.release([others])
+            time.sleep(0.01)
+
+        trainer.idle = idle
+        status = run_study(study, Launch(storage, leave=True), trainer.connect)
+    output = capsys.readouterr().out
+    assert status == 0
+    if sequential:
+        assert others in trainer.trained
+        assert "so this one ends" not in output
+    else:
+        assert others not in trainer.trained
+        assert len(trainer.trained) == 1
+        assert "The trial that is left is run by other drivers, so this one ends." in output
 
 
 def test_an_error_while_the_driver_waits_is_its_own_and_not_the_backends(

@@ -405,3 +405,22 @@ def test_what_cannot_work_is_refused(tmp_path):
         Leases("s3://bucket", "the study")
     with pytest.raises(ValueError, match="needs a heart-beat at least twice"):
         Leases(tmp_path, "the study", beat_every_s=30, expires_s=60)
+
+
+def test_life_is_shown_by_a_heart_beat_between_two_looks(tmp_path):
+    """A driver that died a moment ago looks like a living one at first."""
+    with quiet(tmp_path, "one") as holder, quiet(tmp_path, "two") as waiter:
+        holder.acquire([KEY])
+        assert not waiter.has_shown_life(OTHER)
+        assert not waiter.has_shown_life(KEY)
+        watch(1000, [KEY], waiter)
+        assert not waiter.has_shown_life(KEY)
+        beat(holder)
+        assert waiter.has_shown_life(KEY)
+        # Two missed heart-beats are one too many.
+        watch(2000, [KEY], waiter)
+        assert waiter.has_shown_life(KEY)
+        watch(500, [KEY], waiter)
+        assert not waiter.has_shown_life(KEY)
+        beat(holder)
+        assert waiter.has_shown_life(KEY)

@@ -58,6 +58,31 @@ def test_a_run_folder_follows_its_snapshots(runs, tmp_path):
         assert newest_step(runs.ledger.run_dir(KEY)) == step
 
 
+def stopped_and_evaluated(root):
+    """Two snapshots of step 20: the training was stopped before its evaluation, and after it."""
+    stopped, evaluated = snapshot(root / "stopped", 20), snapshot(root / "evaluated", 20)
+    lines = (stopped / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_text(lines[0])
+    (stopped / "evaluations" / "step_00000020.json").unlink()
+    for path, count in ((stopped, 1), (evaluated, 2)):
+        state = path / "checkpoints" / "step_00000020" / "state.json"
+        records.write(state, {"step": 20, "rows": {"count": count, "sha256": "0" * 64}})
+    return stopped, evaluated
+
+
+def test_a_snapshot_with_the_evaluation_of_its_step_replaces_one_without(runs, tmp_path):
+    stopped, evaluated = stopped_and_evaluated(tmp_path)
+    runs.publish(KEY, stopped)
+    assert files(runs.ledger.run_dir(KEY)) == files(stopped)
+    assert not runs.is_published(KEY, evaluated)
+    runs.publish(KEY, evaluated)
+    assert files(runs.ledger.run_dir(KEY)) == files(evaluated)
+    # A lost driver may hand the older one over again.
+    assert runs.is_published(KEY, stopped)
+    runs.publish(KEY, stopped)
+    assert files(runs.ledger.run_dir(KEY)) == files(evaluated)
+
+
 def test_a_folder_in_the_place_of_a_file_makes_way(runs, tmp_path):
     runs.publish(KEY, snapshot(tmp_path, 10))
     misplaced = runs.ledger.run_dir(KEY) / "evaluations" / "step_00000010.json"
