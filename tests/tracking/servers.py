@@ -30,40 +30,46 @@ def serving(command: Callable[[int], Sequence[str]], log: Path) -> Iterator[str]
     """Address of a server that answers; ``command`` makes its command line of a port, ``log`` gets
     what it prints.
     """
-    process, address = _start(command, log)
+    process, address = start(command, log)
     try:
         yield address
     finally:
-        # A session of its own, so that its workers end with it.
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        stop(process)
 
 
-def _start(
-    command: Callable[[int], Sequence[str]], log: Path
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and its workers; they have a session of their own."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def start(
+    command: Callable[[int], Sequence[str]], log: Path, port: int | None = None, **variables: str
 ) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a server, on a free port unless one is given; return it when it answers."""
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONUNBUFFERED": "1",
+        **variables,
     }
-    environment["PYTHONUNBUFFERED"] = "1"
     for _ in range(_PORTS_TRIED):
-        port = free_port()
+        tried = port or free_port()
         with log.open("w") as file:
             process = subprocess.Popen(
-                command(port),
+                command(tried),
                 env=environment,
                 stdout=file,
                 stderr=file,
                 cwd=log.parent,
                 start_new_session=True,
             )
-        address = f"http://127.0.0.1:{port}"
+        address = f"http://127.0.0.1:{tried}"
         deadline_s = time.monotonic() + _START_S
         while process.poll() is None and time.monotonic() < deadline_s:
             if _answers(address):
@@ -82,6 +88,8 @@ def _answers(address: str) -> bool:
     try:
         page = f"{address}/api/2.0/mlflow/experiments/get?experiment_id=0"
         urllib.request.urlopen(page, timeout=30).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it asks for a login
     except (urllib.error.URLError, OSError):
         return False
     return True
