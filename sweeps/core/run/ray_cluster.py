@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ASK_EVERY_S, PATIENCE_S = 2.0, 20.0
 The patience ends before Ray's own: Ray ends the process after 60 s, with a message that does not
 name the cause.
 """
+_STDERR = 2
 UNWINDING_S = 10.0
 """Seconds for this process to end after its head was lost.
 
@@ -95,7 +97,9 @@ def connected(address: str, log: Path) -> Iterator[None]:
         stack.enter_context(_messages_in(log))
         # Watch the head while the block runs.
         head = HeadWatch(
-            ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None
+            ray.get_runtime_context().gcs_address,
+            _any_node_alive if address == "local" else None,
+            partial(_crashes_into, log),
         )
         try:
             interrupts.reinstall_handlers()
@@ -138,6 +142,21 @@ def _messages_in(log: Path) -> Iterator[None]:
         ray._private.worker.print_to_stdstream = print_lines
         ray_logger.handlers[:] = printing
         handler.close()
+
+
+def _crashes_into(log: Path) -> None:
+    """Append to ``log`` what Ray's own code writes to standard error from now on.
+
+    Ray ends a process that has lost its head, at the latest when a new one answers, with a stack
+    trace. The messages of this program go on to standard error.
+    """
+    with suppress(OSError, ValueError):
+        if sys.stderr.fileno() != _STDERR:
+            return
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(_STDERR), "w", buffering=1, errors="backslashreplace")
+        with log.open("a") as file:
+            os.dup2(file.fileno(), _STDERR)
 
 
 def _shut_down() -> None:
@@ -219,14 +238,21 @@ class HeadWatch:
         address: Host and port of the head.
         has_nodes: Returns whether the cluster has a living node. A local Ray is lost with its only
             node, because its head waits for other nodes without end. ``None`` where nodes may join.
+        on_loss: Called once the head is lost.
 
     Attributes:
         is_lost: Whether the head is lost.
     """
 
-    def __init__(self, address: str, has_nodes: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        has_nodes: Callable[[], bool] | None = None,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._address = address
         self._has_nodes = has_nodes
+        self._on_loss = on_loss
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ray-head", daemon=True)
         self.is_lost = False
@@ -250,10 +276,16 @@ class HeadWatch:
             _kill_children()
 
     def answers(self) -> bool:
-        """Return whether the head accepts connections, and has a node if it needs one."""
+        """Return whether the head accepts connections, and has a node if it needs one.
+
+        Raises:
+            ConnectionRefusedError: The head's machine answers, and the head has ended.
+        """
         host, _, port = self._address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_EVERY_S).close()
+        except ConnectionRefusedError:
+            raise
         except OSError:
             return False
         return self._has_nodes is None or self._has_nodes()
@@ -261,12 +293,17 @@ class HeadWatch:
     def _watch(self) -> None:
         answered = time.monotonic()
         while not self._closing.wait(ASK_EVERY_S):
-            if self.answers():
-                answered = time.monotonic()
-            elif time.monotonic() - answered > PATIENCE_S:
+            try:
+                if self.answers():
+                    answered = time.monotonic()
+                elif time.monotonic() - answered > PATIENCE_S:
+                    break
+            except ConnectionRefusedError:
+                # A new head at the same address would let Ray end this process with a stack trace.
                 break
         else:
             return
+        self._on_loss()
         self.is_lost = True
         interrupts.interrupt_main()
         time.sleep(UNWINDING_S)

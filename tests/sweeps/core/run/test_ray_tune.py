@@ -228,7 +228,7 @@ def test_no_step_is_computed_twice_after_the_signal_of_a_scheduler(driver):
         log = driver.log.read_text()
         assert "Stopping: 2 trainings write a checkpoint after the present step." in log
         assert log.endswith("Stopped. The same command goes on from here.\n")
-        assert not [child for child in children if child.is_running()]
+        check_no_process_is_left(driver, children, 20)
         # No lease is left, and nobody waits for one.
         assert not [*(driver.storage / "leases").glob("*.json")]
     finally:
@@ -595,7 +595,9 @@ def test_a_head_answers_while_it_takes_connections_and_has_the_nodes_that_it_nee
     ray_environment.prepare("local")
     from sweeps.core.run.ray_cluster import HeadWatch
 
-    assert not HeadWatch("127.0.0.1:9").answers()
+    # The machine answers, and no head listens: no patience is needed.
+    with pytest.raises(ConnectionRefusedError):
+        HeadWatch("127.0.0.1:9").answers()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         assert HeadWatch(address).answers()
@@ -603,15 +605,15 @@ def test_a_head_answers_while_it_takes_connections_and_has_the_nodes_that_it_nee
         assert not HeadWatch(address, lambda: False).answers()
 
 
-def test_a_local_ray_needs_a_node_and_a_cluster_may_wait_for_one(monkeypatch):
+def test_a_local_ray_needs_a_node_and_a_cluster_may_wait_for_one(monkeypatch, tmp_path):
     ray_environment.prepare("local")
     from sweeps.core.run import ray_cluster as runner
 
     asked = []
 
     class Watch(runner.HeadWatch):
-        def __init__(self, address, has_nodes):
-            super().__init__(address, has_nodes)
+        def __init__(self, address, has_nodes, on_loss):
+            super().__init__(address, has_nodes, on_loss)
             asked.append(has_nodes)
 
     monkeypatch.setattr(runner, "HeadWatch", Watch)
@@ -636,7 +638,7 @@ def sleep_in_short_steps(seconds):
         time.sleep(0.01)
 
 
-def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interrupt):
+def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interrupt, tmp_path):
     ray_environment.prepare("local")
     from sweeps.core.run import ray_cluster as runner
 
@@ -662,7 +664,7 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
     assert capsys.readouterr().err == f"Error: {runner.HeadWatch('127.0.0.1:9').loss}\n"
 
 
-def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
+def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch, tmp_path):
     ray_environment.prepare("auto")
     from sweeps.core.run import ray_cluster as runner
 
@@ -683,7 +685,8 @@ def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
         r"expects one Ray cluster on this machine; 2 run here: a:6379, b:6379\. Name "
         r"one: --address a:6379"
     )
-    with pytest.raises(ValueError, match=refusal), runner.connected("auto", tmp_path / "ray.log"):
+    log = tmp_path / "ray.log"
+    with pytest.raises(ValueError, match=refusal), runner.connected("auto", log):
         pass
     # Ray takes this one for auto, and so it is named.
     monkeypatch.setenv("RAY_ADDRESS", "b:6379")
