@@ -56,6 +56,9 @@ def main() -> None:
     "--cpus", default=1, show_default=True, type=click.IntRange(1), help="CPUs of each worker."
 )
 @click.option(
+    "--gpus", default=0, show_default=True, type=click.IntRange(0), help="GPUs of each worker."
+)
+@click.option(
     "--head-cpus",
     default=0,
     show_default=True,
@@ -66,7 +69,9 @@ def main() -> None:
 @click.option(
     "--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted."
 )
-def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: int) -> None:
+def local(
+    workers: int, cpus: int, gpus: int, head_cpus: int, port: int, dashboard_port: int
+) -> None:
     """Start a head and workers on this machine; they listen on loopback only."""
     ray_environment.prepare("local")
     _put_interpreter_on_path()
@@ -95,7 +100,7 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         # One folder for each node, as on separate machines: in a shared folder, a lost node deletes
         # the code of the jobs.
         nodes = {
-            n: cluster.add_node(num_cpus=cpus, temp_dir=f"{root}/{n}")
+            n: cluster.add_node(num_cpus=cpus, num_gpus=gpus, temp_dir=f"{root}/{n}")
             for n in range(1, workers + 1)
         }
         # Where several clusters run on a machine, a job finds its own by this file. Without it, the
