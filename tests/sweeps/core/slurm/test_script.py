@@ -39,6 +39,11 @@ def test_options_replace_those_of_the_template_and_the_command_follows_them():
     ]
 
 
+def test_values_with_spaces_are_quoted_as_sbatch_reads_them():
+    text = script_text(TEMPLATE, {"chdir": "/my disk/a#1", "array": "1-8"}, ["true"])
+    assert "#SBATCH --chdir='/my disk/a#1'\n#SBATCH --array=1-8\n" in text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "cannot be read"), ("#!/bin/bash\necho\n", "no line that begins with #SBATCH")],
