@@ -38,7 +38,10 @@ python_maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 
 PAGES = (
-    ("Use", ("data", "training", "studies", "reviewer", "claims", "cluster", "use", "faq")),
+    (
+        "Use",
+        ("data", "training", "studies", "reviewer", "claims", "cluster", "slurm", "use", "faq"),
+    ),
     ("Change", ("backbones", "methods", "recipes")),
     ("Compare", ("side_by_side", "parity", "benchmark", "photographs", "performance")),
     ("Reference", ("api_runs", "api_configs", "api_methods", "api_functions", "api_studies")),

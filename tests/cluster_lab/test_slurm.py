@@ -129,6 +129,29 @@ def test_a_cancelled_study_does_not_come_back_and_continues_when_it_is_submitted
     assert tiny.outcome(storage) == undisturbed(LONG)
 
 
+def test_one_driver_uses_all_nodes_of_a_job(slurm, undisturbed):
+    storage = slurm.lab.shared / "ray"
+    log = slurm.lab.shared / "ray.log"
+    command = ["python", "-m", "sweeps", "run", "layer_ablation", "--concurrent", "3"]
+    job = slurm.lab.on(
+        "n0",
+        *("sbatch", "--parsable", "--nodes=3", f"--output={log}", "cluster/slurm/ray.sbatch"),
+        *(*command, *tiny.options(storage, SHORT)),
+        cwd=tiny.ROOT,
+        SLURM_CONF=str(slurm.conf),
+        **tiny.environment(),
+    ).strip()
+    try:
+        slurm.wait_for(lambda: not slurm("squeue", "-h", "-j", job, check=False), 600)
+    except TimeoutError:
+        raise AssertionError(log.read_text()) from None
+    assert tiny.outcome(storage) == undisturbed(SHORT), log.read_text()
+    assert "JobState=COMPLETED" in slurm("scontrol", "show", "job", job)
+    # Nothing of Ray is left on any node.
+    for name in slurm.names:
+        assert not [line for _, line in slurm.lab.processes(name) if "ray" in line]
+
+
 SIGNALS = """
 import os, signal, sys, time
 name = sys.argv[1]

@@ -32,7 +32,7 @@ PAGES = [
 PICTURES = ROOT / "docs/pictures"
 MARK = re.compile(r"<!-- (long|needs: (?P<needs>[^>]+)) -->")
 NEEDS = {"VOC", "COCO", "GPUs", "cluster", "your images", "the authors' file"}
-ANYWHERE = {"source", "export", "cat", "cp", "ssh", "git"}
+ANYWHERE = {"source", "export", "cat", "cp", "ssh", "git", "sbatch"}
 """Programs of the shell, whose arguments are not checked."""
 SECTIONS = ("backbone", "data", "evaluate", "inference", "method", "optim", "views")
 

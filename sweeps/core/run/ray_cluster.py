@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -44,8 +45,12 @@ All the while the main thread may wait for an answer of the head.
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str, log: Path) -> Iterator[None]:
     """Connect to the cluster at ``address``, or to a new one on this machine if it is ``local``.
+
+    Args:
+        address: Host and port, ``auto`` or ``local``.
+        log: File that gets Ray's own messages, which would bury the progress of the study.
 
     Raises:
         ValueError: ``address`` is ``auto``, and several clusters run on this machine.
@@ -87,6 +92,7 @@ def connected(address: str) -> Iterator[None]:
                 f"Ray did not start: {error}. A busy machine may cause this. The same command goes "
                 "on from here."
             ) from error
+        stack.enter_context(_messages_in(log))
         # Watch the head while the block runs.
         head = HeadWatch(
             ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None
@@ -106,6 +112,32 @@ def connected(address: str) -> Iterator[None]:
                 _shut_down()
             # The workers of this machine ended with the cluster and could not remove their folders.
             sweep_scratch()
+
+
+@contextmanager
+def _messages_in(log: Path) -> Iterator[None]:
+    """Append what Ray would print to the file ``log``, within the block."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ray_logger = logging.getLogger("ray")
+    handler = logging.FileHandler(log, delay=True, encoding="utf-8")
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s {socket.gethostname()} {os.getpid()} %(message)s")
+    )
+    printing = ray_logger.handlers[:]
+    print_lines = ray._private.worker.print_to_stdstream
+
+    def keep(data: Mapping[str, Any], *_: object, **__: object) -> None:
+        for line in data["lines"]:
+            ray_logger.warning("(%s) %s", data["pid"], line)
+
+    ray_logger.handlers[:] = [handler]
+    ray._private.worker.print_to_stdstream = keep
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = print_lines
+        ray_logger.handlers[:] = printing
+        handler.close()
 
 
 def _shut_down() -> None:

@@ -1,7 +1,7 @@
-"""Ask trials to stop: what a driver posts at the head of the cluster, its workers read.
+"""Messages between a driver and its workers at the head of the cluster.
 
-The head answers at once, which a file on a network disk may not. No process of its own is needed,
-as for an actor.
+A driver asks trials to stop, and workers show signs of life. The head answers at once, which a file
+on a network disk may not. No process of its own is needed, as for an actor.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
@@ -22,8 +23,8 @@ from ray.experimental.internal_kv import (
 )
 
 ASK_EVERY_S = 0.5
-"""Seconds between two questions of a worker. A trial of hundreds of workers is no load yet."""
-_NAMESPACE = "toco-stop"
+"""Seconds between two questions of a worker, each with a sign of life. Hundreds are no load yet."""
+_NAMESPACE = "toco"
 _EVERYWHERE = "*"
 
 logger = logging.getLogger(__name__)
@@ -50,13 +51,22 @@ class StopRequests:
             _internal_kv_put(self._session, json.dumps(wanted), True, namespace=_NAMESPACE)
             self._posted = wanted
 
+    def life(self, node: str) -> bytes | None:
+        """Return a value that changes with every sign of life from ``node``; ``None`` before."""
+        found: bytes | None = _internal_kv_get(_life_key(self._session, node), namespace=_NAMESPACE)
+        return found
+
     def close(self) -> None:
-        """Remove the requests; a lost head has none."""
-        if self._posted and ray.is_initialized():
+        """Remove all messages; a lost head has none."""
+        if ray.is_initialized():
             try:
-                _internal_kv_del(self._session, namespace=_NAMESPACE)
+                _internal_kv_del(self._session, del_by_prefix=True, namespace=_NAMESPACE)
             except (RayError, RuntimeError, OSError) as error:
                 logger.debug("The requests to stop could not be removed: %s", error)
+
+
+def _life_key(session: str, node: str) -> str:
+    return f"{session}/{node}"
 
 
 def draining_nodes() -> frozenset[str]:
@@ -66,12 +76,18 @@ def draining_nodes() -> frozenset[str]:
 
 @contextmanager
 def watched(session: str, node: str, stop: threading.Event) -> Iterator[None]:
-    """Set ``stop`` within the block as soon as the trials on ``node`` have to stop."""
+    """Set ``stop`` within the block as soon as the trials on ``node`` have to stop.
+
+    Meanwhile the node shows signs of life.
+    """
     closing = threading.Event()
 
     def ask() -> None:
         while not closing.wait(ASK_EVERY_S):
             try:
+                _internal_kv_put(
+                    _life_key(session, node), str(time.time()), True, namespace=_NAMESPACE
+                )
                 posted = _internal_kv_get(session, namespace=_NAMESPACE)
             except (RayError, RuntimeError, OSError):
                 continue  # the head is lost or busy; its loss is noticed elsewhere

@@ -47,6 +47,8 @@ _STOPPING_S = 120.0
 Schedulers announce the end of a job between 30 s and some minutes ahead. A trial that hangs must
 not keep its driver alive.
 """
+_SILENT_S = 10.0
+"""Seconds without a sign of life from a node after which the driver says so."""
 _LEFT_OUT = "left_out"
 """Folder of a session with an empty file for each node that gets no more trials."""
 # The state of the driver. Tune pickles its callbacks, searcher and scheduler, so they cannot hold
@@ -152,6 +154,8 @@ class _Experiment:
         self._draining: frozenset[str] = frozenset()
         self._asked_at = float("-inf")
         self._running: Set[str] = frozenset()
+        # By node: its last sign of life, when that was new, and whether its silence was told.
+        self._lives: dict[str, tuple[bytes | None, float, bool]] = {}
         self._stopping_since: float | None = None
         self._alive: frozenset[str] = frozenset()
         self._alive_since = float("-inf")
@@ -257,12 +261,32 @@ class _Experiment:
         draining = self._draining
         if now - self._asked_at > _NODES_EVERY_S:
             self._asked_at, draining = now, draining_nodes()
+            self._look_for_life(keys, now)
         self._draining = draining
         self._requests.post(draining, everywhere=self._stopping_since is not None)
         if self._stopping_since is not None and (
             not keys or now - self._stopping_since > _STOPPING_S
         ):
             raise KeyboardInterrupt
+
+    def _look_for_life(self, keys: Set[str], now: float) -> None:
+        """Say which nodes of running trials give no sign of life, and which do so again."""
+        hosts = {self._places[key][1]: self._places[key][0] for key in keys if key in self._places}
+        for node, host in hosts.items():
+            life = self._requests.life(node)
+            last_life, since, is_told = self._lives.get(node, (None, now, False))
+            if life != last_life:
+                if is_told:
+                    self.listener.say(f"{host} answers again.")
+                self._lives[node] = life, now, False
+            elif not is_told and now - since > _SILENT_S:
+                self.listener.say(
+                    f"There is no word from {host} for {now - since:.0f} s. If it is lost, its "
+                    "trainings continue on other nodes."
+                )
+                self._lives[node] = life, since, True
+            else:
+                self._lives[node] = life, since, is_told
 
     def check(self) -> None:
         """Check that the trials may continue.

@@ -24,6 +24,9 @@ from sweeps.core.store.study_folder import StudyFolder
 from toco.room import explain_shortage
 from toco.tracking import Tracker
 
+RAY_LOG = "ray.log"
+"""File of the storage with Ray's own messages."""
+
 
 @contextmanager
 def connect_to_ray(launch: Launch) -> Iterator[Backend]:
@@ -39,7 +42,7 @@ def connect_to_ray(launch: Launch) -> Iterator[Backend]:
     from sweeps.core.run.ray_cluster import check_resources, connected
     from sweeps.core.run.ray_tune import RayTune
 
-    with connected(address):
+    with connected(address, launch.storage / RAY_LOG):
         check_resources(launch, may_grow=address != "local")
         yield RayTune(launch)
 

@@ -620,7 +620,7 @@ def test_a_local_ray_needs_a_node_and_a_cluster_may_wait_for_one(monkeypatch):
     context = SimpleNamespace(gcs_address="127.0.0.1:9")
     monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: context)
     for address in ("127.0.0.1:9", "local"):
-        with runner.connected(address):
+        with runner.connected(address, tmp_path / "ray.log"):
             pass
     cluster, local = asked
     assert cluster is None
@@ -654,7 +654,7 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
         pytest.raises(
             runner.HeadLostError, match=r"head at 127\.0\.0\.1:9 is lost\. The same command goes on"
         ),
-        runner.connected("127.0.0.1:9"),
+        runner.connected("127.0.0.1:9", tmp_path / "ray.log"),
     ):
         sleep_in_short_steps(30)
     # As where the process cannot end in that time: it says why it is ended.
@@ -675,7 +675,7 @@ def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
     monkeypatch.setattr(runner.ray, "init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(runner, "find_gcs_addresses", lambda: frozenset({"10.0.0.1:6379"}))
-    with pytest.raises(ConnectionError), runner.connected("auto"):
+    with pytest.raises(ConnectionError), runner.connected("auto", tmp_path / "ray.log"):
         pass
     assert joined == ["auto"]
     monkeypatch.setattr(runner, "find_gcs_addresses", lambda: frozenset({"b:6379", "a:6379"}))
@@ -683,11 +683,11 @@ def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
         r"expects one Ray cluster on this machine; 2 run here: a:6379, b:6379\. Name "
         r"one: --address a:6379"
     )
-    with pytest.raises(ValueError, match=refusal), runner.connected("auto"):
+    with pytest.raises(ValueError, match=refusal), runner.connected("auto", tmp_path / "ray.log"):
         pass
     # Ray takes this one for auto, and so it is named.
     monkeypatch.setenv("RAY_ADDRESS", "b:6379")
-    with pytest.raises(ConnectionError), runner.connected("auto"):
+    with pytest.raises(ConnectionError), runner.connected("auto", tmp_path / "ray.log"):
         pass
     assert joined == ["auto", "auto"]
 
@@ -709,7 +709,7 @@ def test_rays_folder_is_the_drivers_own(monkeypatch, tmp_path):
     monkeypatch.setattr(
         runner.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:9")
     )
-    with runner.connected("local"):
+    with runner.connected("local", tmp_path / "ray.log"):
         folder = Path(given["_temp_dir"]).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert (
