@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 AnyStudy = TypeVar("AnyStudy", "Study", "SearchStudy")
 RUN = "run"
 _TYPED = "sweeps.arguments"
+_OWN_OPTIONS = ("array", "time", "gres", "partition", "account")
+"""Options of sbatch that ``submit`` has, too."""
 
 
 def integers(
@@ -54,6 +57,25 @@ def assignments(
         return parse_assignments(texts)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def sbatch_options(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, str]:
+    """Read ``name=value`` or ``flag`` given several times; a click callback."""
+    options: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if re.fullmatch(r"[a-z][a-z0-9-]*", name) is None:
+            raise click.BadParameter(
+                f"expected the long name of an option of sbatch, as in mem=32G; got {text!r}"
+            )
+        if name in _OWN_OPTIONS:
+            raise click.BadParameter(f"{name} has an option of its own: give --{name}.")
+        if name in options:
+            raise click.BadParameter(f"{name} is given twice; give it once.")
+        options[name] = value
+    return options
 
 
 def _changed(
@@ -302,6 +324,8 @@ def _submit(
 
     if not slurm:
         raise click.UsageError("submit needs the scheduler: give --slurm.")
+    if cancel and print_only:
+        raise click.UsageError("--print submits nothing, and --cancel ends jobs: give one of them.")
     if cancel:
         return submit.cancel(study, launch)
     options = submit.SlurmOptions(
@@ -499,8 +523,8 @@ _SLURM = (
         "--sbatch",
         "further",
         multiple=True,
-        callback=assignments,
-        help="Any other option of sbatch, as in --sbatch mem=32G --sbatch qos=low.",
+        callback=sbatch_options,
+        help="Any other option of sbatch, as in --sbatch mem=32G --sbatch exclusive.",
     ),
     click.option(
         "--concurrent",

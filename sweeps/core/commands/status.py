@@ -44,6 +44,8 @@ def print_status(study: Study | SearchStudy, launch: Launch, watch: float | None
     situation = survey(study, launch.storage)
     printed = ""
     while True:
+        # Read before the text: what ends in between is shown once more.
+        is_complete = not _is_missing(situation)
         text = "\n".join(
             _study_status(situation)
             if isinstance(situation, Situation)
@@ -54,7 +56,7 @@ def print_status(study: Study | SearchStudy, launch: Launch, watch: float | None
             printed = ""
         if text != printed:
             click.echo(text)
-        if watch is None or not _is_missing(situation):
+        if watch is None or is_complete:
             return 0
         printed = text
         time.sleep(watch)

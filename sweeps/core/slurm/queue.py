@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -94,11 +95,17 @@ def submit(script: str) -> str:
     """Submit an sbatch file, given as text; return the number of the job.
 
     Raises:
-        SlurmError: Slurm refuses it, or this machine has no Slurm.
+        SlurmError: Slurm refuses it, prints no number, or this machine has no Slurm.
     """
     answer = _call(["sbatch", "--parsable"], script, "submit the study")
-    # On a site with several clusters the name of the cluster follows.
-    return answer.strip().splitlines()[-1].partition(";")[0]
+    # A site may print lines of its own before. With several clusters, a name follows the number.
+    numbers = re.findall(r"^(\d+)(?:;.*)?$", answer, re.MULTILINE)
+    if not numbers:
+        raise SlurmError(
+            f"sbatch did not print the number of the job: expected a line like 41, got {answer!r}. "
+            "squeue --me shows whether the study is queued."
+        )
+    return str(numbers[-1])
 
 
 def tasks_of(job: str) -> list[QueuedTasks]:

@@ -127,20 +127,21 @@ def script_text(template: Path, options: Mapping[str, str], command: Sequence[st
     for name, value in options.items():
         if "\n" in value:
             raise ValueError(f"--{name} has a line break, which a line of sbatch cannot have.")
-    kept = [line for line in lines if _option_of(line) not in options]
-    places = [number for number, line in enumerate(kept) if _option_of(line) is not None]
+    places = [number for number, line in enumerate(lines) if _option_of(line) is not None]
     if not places:
         raise ValueError(
             f"The template {printable(template)} has no line that begins with #SBATCH, so its "
             "options have no place. Start from cluster/slurm/study.sbatch."
         )
+    # sbatch reads quotes as a shell does; without them a folder may have no space in its name.
     filled = [
-        f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"
+        f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
         for name, value in options.items()
     ]
     at = places[-1] + 1
+    kept = [line for line in lines[:at] if _option_of(line) not in options]
     driver = ["", "# The command of a driver.", f"set -- {shlex.join(command)}"]
-    return "\n".join([*kept[:at], *filled, *driver, *kept[at:], ""])
+    return "\n".join([*kept, *filled, *driver, *lines[at:], ""])
 
 
 def _option_of(line: str) -> str | None:

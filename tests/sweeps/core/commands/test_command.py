@@ -72,4 +72,4 @@ def test_sync_is_called_as_the_program_was(monkeypatch, argv, words):
     monkeypatch.setattr(sys, "argv", argv)
     main = SimpleNamespace(__spec__=SimpleNamespace(name="own.study", origin="/a/own/study.py"))
     monkeypatch.setitem(sys.modules, "__main__", main)
-    assert command._sync_words("pooling") == words
+    assert command._first_words("pooling", "sync") == words

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from sweeps.core.commands.command import study_command
 from sweeps.core.plan.survey import survey
 from sweeps.core.slurm.submissions import Submissions
+from tests.sweeps.core.commands.test_diff import STUDY, record
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fake_study
+from fake_search import STUDY as SEARCH
 
 
 class Slurm:
@@ -136,6 +139,11 @@ def test_print_writes_nothing(slurm, tmp_path):
             "has a password, and every user can read the command of a job",
         ),
         (["--slurm", "--set", "optim.warmup_steps=900"], "warmup"),
+        (["--slurm", "--sbatch", "--mem=8G"], "the long name of an option of sbatch, as in mem="),
+        (["--slurm", "--sbatch", "array=9"], "array has an option of its own: give --array."),
+        (["--slurm", "--sbatch", "mem=1", "--sbatch", "mem=2"], "mem is given twice"),
+        (["--slurm", "--print", "--cancel"], "give one of them"),
+        (["--slurm", "--array", "0"], "--array"),
     ],
 )
 def test_what_a_driver_would_refuse_is_refused_before(slurm, arguments, message):
@@ -163,6 +171,66 @@ def test_cancel_ends_what_is_queued_of_this_study_alone(slurm):
     status, output = run("submit", "--slurm", "--cancel")
     assert (status, output.startswith("Cancelled 41, 52.")) == (0, True)
     assert slurm.calls()[-1] == "scancel 41 52"
+
+
+def test_cancel_leaves_what_has_ended_alone(slurm):
+    run("submit", "--slurm")
+    slurm.answer("sbatch", "52")
+    run("submit", "--slurm")
+    # Slurm has forgotten the first.
+    (slurm.folder / "squeue").write_text(
+        '#!/bin/bash\n[[ "$*" == *--jobs=52* ]] && echo "PD|Priority" && exit\n'
+        "echo 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n"
+    )
+    assert run("submit", "--slurm", "--cancel")[1].startswith("Cancelled 52.")
+    assert slurm.calls()[-1] == "scancel 52"
+
+
+def test_a_refused_cancellation_is_a_sentence(slurm):
+    run("submit", "--slurm")
+    slurm.answer("squeue", "R|None")
+    slurm.answer("scancel", "", status=1)
+    status, output = run("submit", "--slurm", "--cancel")
+    assert status == 1
+    assert "Slurm did not cancel the jobs: exit status 1" in output
+    assert "Cancelled" not in output
+
+
+def test_nothing_is_submitted_of_a_whole_study(tmp_path, monkeypatch):
+    command = study_command(STUDY, "Fake.")
+    record(tmp_path / "results", STUDY, 0.5)
+    slurm = Slurm(tmp_path, monkeypatch)
+    words = ["submit", "--slurm", "--storage", str(tmp_path / "results")]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0
+    assert result.output == "All 4 trials have ended; nothing is submitted.\n"
+    assert slurm.calls() == []
+    assert not [*tmp_path.rglob("slurm")]
+
+
+def test_a_search_is_not_submitted():
+    assert "submit" not in study_command(SEARCH, "Fake.").commands
+
+
+def test_a_storage_with_a_space_reaches_slurm_and_the_driver(slurm, tmp_path):
+    status, output = run("submit", "--slurm", "--storage", "my disk")
+    assert status == 0, output
+    script = slurm.script()
+    (study,) = (tmp_path / "my disk").glob("fake-*")
+    assert f"#SBATCH --output='{study}/slurm/%A_%a.log'\n" in script
+    (command,) = [line for line in script.splitlines() if line.startswith("set -- ")]
+    assert dict(pairwise(shlex.split(command)))["--storage"] == str(tmp_path / "my disk")
+
+
+def test_flags_and_a_template_of_the_user(slurm, tmp_path):
+    template = tmp_path / "mine.sbatch"
+    template.write_text('#!/bin/bash\n#SBATCH --mem=1G\nmodule load python\n"$@"\n')
+    options = ["--template", str(template), "--sbatch", "exclusive", "--sbatch", "mem=9G"]
+    assert run("submit", "--slurm", *options)[0] == 0
+    lines = slurm.script().splitlines()
+    assert "#SBATCH --exclusive" in lines
+    assert [line for line in lines if "--mem" in line] == ["#SBATCH --mem=9G"]
+    assert lines[-2:] == ["module load python", '"$@"']
 
 
 def test_the_status_says_why_nothing_runs(slurm):
@@ -193,6 +261,23 @@ def test_a_watch_shows_changes_and_ends_with_the_study(slurm, monkeypatch):
     monkeypatch.setattr(module.time, "sleep", slept.append)
     assert run("status", "--watch", "7") == (0, "one\ntwo\n")
     assert slept == [7.0, 7.0, 7.0]
+
+
+def test_a_watch_shows_what_ends_while_it_looks(slurm, monkeypatch):
+    import sweeps.core.commands.status as module
+
+    ended = []
+
+    def missing(situation):
+        is_missing = not ended
+        ended.append("the last trial ends here")
+        return is_missing
+
+    text = {False: "3 of 4", True: "4 of 4"}
+    monkeypatch.setattr(module, "_study_status", lambda situation: [text[len(ended) > 1]])
+    monkeypatch.setattr(module, "_is_missing", missing)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    assert run("status", "--watch") == (0, "3 of 4\n4 of 4\n")
 
 
 def test_the_record_is_json_with_a_seal(slurm, tmp_path):

@@ -27,6 +27,7 @@ from sweeps.core.store import identity
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import Runs, newest_step, seal
+from sweeps.core.store.study_folder import StudyFolder
 from toco import room
 from toco.room import NoRoomError
 from toco.train.loop import train
@@ -422,6 +423,26 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
         assert run_study(study, start, trainer.connect) == 0
     assert free == [True]
     assert trainer.trained == [first]
+
+
+@pytest.mark.parametrize(
+    ("uri", "parent", "said"),
+    [
+        (None, None, "does not have everything; the run folders do. To fill it: sync it\n"),
+        ("http://127.0.0.1:5000", "FINISHED", "\nMLflow: http://127.0.0.1:5000/#/"),
+    ],
+)
+def test_a_second_driver_writes_to_a_server_of_mlflow_and_not_to_a_database_file(
+    tmp_path, tracker, capsys, uri, parent, said
+):
+    study, storage = make(tmp_path, ONE), tmp_path / "results"
+    storage.mkdir()
+    with StudyFolder(survey(study, storage).path).locked() as is_first:
+        assert is_first
+        launch = Launch(storage, uri, sync_command="sync it")
+        assert run_study(study, launch, Trainer().connect) == 0
+    assert tracker.parent == parent
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -121,6 +121,19 @@ def test_every_change_arrives_under_the_studys_run(study):
     assert tracker.tags == expected
 
 
+def test_a_mirror_that_is_no_writer_sends_nothing_and_says_that_it_lacks_it(study):
+    situation, folder = study
+    tracker = Tracker()
+    mirror = Mirror(tracker, situation, situation.trials(), is_writer=False)
+    mirror.start()
+    mirror.changed(names(situation)[0])
+    mirror.drain()
+    assert not mirror.close([folder.path / "table.md"], "FINISHED")
+    assert not tracker.asked.is_set()
+    assert (tracker.parents, tracker.tracked, tracker.finished) == ([], [], [])
+    assert mirror.pages is None
+
+
 def test_the_page_lists_the_maps_of_all_methods_of_the_study(tmp_path):
     def maps(*levels):
         design = OneFactor((Factor("method.name", levels),))

@@ -114,6 +114,20 @@ def test_seeds_go_to_rows_of_open_claims_as_soon_as_a_look_is_complete(tmp_path)
     assert {place_of(task) for task in study.proposer.trials.values()} == needed()
 
 
+def test_only_the_last_look_is_followed_by_none(tmp_path):
+    study = Study(tmp_path)
+    assert not study.proposer.is_at_last_look
+    starts = []
+    while study.waiting:
+        started = study.end(min(study.waiting))
+        if started:
+            starts.append((started, study.proposer.is_at_last_look))
+    assert starts == [
+        ({(8, 3), (9, 3), (10, 3)}, False),
+        ({(8, 4), (9, 4), (10, 4)}, True),
+    ]
+
+
 def test_the_base_goes_on_for_one_open_claim_and_not_for_none(tmp_path):
     """#8 alone is open, or all are shown at the first look."""
 

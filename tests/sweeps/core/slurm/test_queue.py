@@ -31,6 +31,14 @@ def test_a_script_is_submitted_by_its_text(slurm):
     assert noted() == "sbatch --parsable\n#!/bin/bash\ntrue\n"
 
 
+def test_the_number_of_the_job_follows_what_a_site_prints(slurm):
+    slurm(sbatch=("Welcome to cluster 7!\\n41\\n", "", 0))
+    assert queue.submit("") == "41"
+    slurm(sbatch=("Thank you.\\n", "", 0))
+    with pytest.raises(SlurmError, match=r"expected a line like 41, got 'Thank you.\\n'"):
+        queue.submit("")
+
+
 def test_a_refusal_says_what_slurm_said(slurm):
     slurm(sbatch=("", "sbatch: error: Batch job submission failed:\\nInvalid account\\n", 1))
     message = (

@@ -39,6 +39,11 @@ def test_options_replace_those_of_the_template_and_the_command_follows_them():
     ]
 
 
+def test_values_with_spaces_are_quoted_as_sbatch_reads_them():
+    text = script_text(TEMPLATE, {"chdir": "/my disk/a#1", "array": "1-8"}, ["true"])
+    assert "#SBATCH --chdir='/my disk/a#1'\n#SBATCH --array=1-8\n" in text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "cannot be read"), ("#!/bin/bash\necho\n", "no line that begins with #SBATCH")],
@@ -124,7 +129,7 @@ time.sleep(60)
 class Task:
     """A task of an array whose driver is a small program; ``scontrol`` notes its arguments."""
 
-    def __init__(self, folder, driver, scontrol_status=0):
+    def __init__(self, folder, driver, scontrol_status=0, begins_with=""):
         self.noted, self.log = folder / "noted", folder / "log"
         program = folder / "bin" / "scontrol"
         program.parent.mkdir()
@@ -136,6 +141,9 @@ class Task:
             "SLURM_ARRAY_JOB_ID": "17",
             "SLURM_ARRAY_TASK_ID": "3",
         }
+        # bash reads this file before the script.
+        environment["BASH_ENV"] = str(folder / "begins_with")
+        Path(environment["BASH_ENV"]).write_text(begins_with)
         script = folder / "task.sbatch"
         script.write_text(script_text(TEMPLATE, {}, driver))
         with self.log.open("w") as log:
@@ -213,6 +221,32 @@ def test_a_signal_before_the_driver_listens_ends_the_task(tmp_path, number):
     task.process.send_signal(number)
     assert task.end()[0] == 128 + number
     assert task.requeued() == []
+
+
+BEFORE_THE_NUMBER_IS_KNOWN = """
+signal_once() {
+    case $BASH_COMMAND in
+    'driver=$!')
+        trap - DEBUG
+        until grep -q "driver runs" LOG; do sleep 0.02; done
+        kill -s NAME $$
+        ;;
+    esac
+}
+trap signal_once DEBUG
+"""
+
+
+@pytest.mark.parametrize(("name", "requeued"), [("USR1", ["requeue 17_3"]), ("TERM", [])])
+def test_a_signal_between_the_start_of_the_driver_and_the_next_line_is_passed_on(
+    tmp_path, name, requeued
+):
+    begins_with = BEFORE_THE_NUMBER_IS_KNOWN.replace("LOG", str(tmp_path / "log"))
+    task = Task(tmp_path, python(DRIVER), begins_with=begins_with.replace("NAME", name))
+    status, log = task.end()
+    assert status == 130
+    assert log.startswith(f"driver runs\ndriver got SIG{name}\n")
+    assert task.requeued() == requeued
 
 
 def test_every_script_is_valid_for_bash():
