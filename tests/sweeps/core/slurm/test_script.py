@@ -129,7 +129,7 @@ time.sleep(60)
 class Task:
     """A task of an array whose driver is a small program; ``scontrol`` notes its arguments."""
 
-    def __init__(self, folder, driver, scontrol_status=0, begins_with=""):
+    def __init__(self, folder, driver, scontrol_status=0, begins_with="", seconds=100):
         self.noted, self.log = folder / "noted", folder / "log"
         program = folder / "bin" / "scontrol"
         program.parent.mkdir()
@@ -143,7 +143,7 @@ class Task:
         }
         # bash reads this file before the script.
         environment["BASH_ENV"] = str(folder / "begins_with")
-        Path(environment["BASH_ENV"]).write_text(begins_with)
+        Path(environment["BASH_ENV"]).write_text(f"SECONDS={seconds}\n{begins_with}")
         script = folder / "task.sbatch"
         script.write_text(script_text(TEMPLATE, {}, driver))
         with self.log.open("w") as log:
@@ -184,6 +184,17 @@ def test_a_site_that_does_not_requeue_gets_a_sentence(tmp_path):
     status, log = task.end()
     assert status == 130
     assert "Slurm does not requeue task 17_3. If squeue does not show it any more, submit" in log
+
+
+def test_a_signal_in_the_first_seconds_does_not_requeue(tmp_path):
+    """The time limit leaves no time for work: the task would start again and again."""
+    task = Task(tmp_path, python(DRIVER), seconds=0)
+    task.wait_for("driver runs")
+    task.process.send_signal(signal.SIGUSR1)
+    status, log = task.end()
+    assert status == 130
+    assert "before a driver can do any work, so Slurm does not start it again. Give a" in log
+    assert task.requeued() == []
 
 
 def test_sigterm_reaches_the_driver_and_does_not_requeue(tmp_path):
