@@ -21,7 +21,7 @@ from toco import interrupts
 from toco.processes import signals_blocked
 
 _LAUNCH = """
-import signal, threading
+import os, signal, threading, time
 # Ray's processes inherit the blocked signals of this thread: a scheduler that signals all of them
 # must not end them before the trainings have stored their checkpoints. Another thread lets this
 # process itself hear SIGTERM, after which Ray drains the node.
@@ -29,6 +29,13 @@ def hear():
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Event().wait()
 threading.Thread(target=hear, daemon=True).start()
+# A node ends with the command that supervises it, however that ends. Ray's reaper ends the rest.
+supervisor = os.getppid()
+def end_with_supervisor():
+    while os.getppid() == supervisor:
+        time.sleep(1)
+    os._exit(1)
+threading.Thread(target=end_with_supervisor, daemon=True).start()
 from ray.scripts.scripts import main
 main()
 """

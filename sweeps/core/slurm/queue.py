@@ -149,8 +149,8 @@ def _call(command: Sequence[str], text: str | None, purpose: str) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"Slurm's controller gave no answer to {command[0]} in {_LIMIT_S:g} s. squeue --me shows "
-            "what it has done nevertheless; try again later."
+            f"Slurm's controller gave no answer to {command[0]} in {_LIMIT_S:g} s. squeue --me "
+            "shows what it has done nevertheless; try again later."
         ) from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"

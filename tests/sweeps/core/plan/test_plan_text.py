@@ -128,6 +128,23 @@ def test_another_training_than_ours_cannot_be_probed(tmp_path, probed, monkeypat
     assert (probed, predicted.wall_s, predicted.trainings) == ([], None, 12)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"address": "10.0.0.1:6379"}, "The time is unknown: the trainings run on a cluster"),
+        ({"probe": False}, ""),
+    ],
+)
+def test_this_machine_is_not_timed_for_others_or_unasked(tmp_path, probed, capsys, options, said):
+    predicted = plan(survey(STUDY, tmp_path), Launch(tmp_path, **options))
+    assert (probed, predicted.wall_s, predicted.trainings) == ([], None, 12)
+    assert capsys.readouterr().err.startswith(said)
+    # What the ledger knows is predicted there, too.
+    situation = survey(STUDY, tmp_path)
+    enter(situation, {(block, seed): 0.5 for block in (7, 8, 9, 10) for seed in (0, 1)})
+    assert plan(situation, Launch(tmp_path, **options)).wall_s is not None
+
+
 def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, capsys):
     def probe(configs, *, num_threads):
         raise ProbeError("the weights are not there.")

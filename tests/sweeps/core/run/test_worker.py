@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeps.core.run.failures import LeftOutError, ScratchError, kind_of
+from sweeps.core.run.failures import LeftOutError, ScratchError, StoppedError, kind_of
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.identity import identify
 from sweeps.core.store.runs import CONTENTS
@@ -158,6 +158,31 @@ def test_a_training_that_a_signal_stopped_is_a_failure_that_a_restart_makes_up_f
         run_trial(spec, channel)
     assert channel.errors == [raised.value]
     assert kind_of(raised.value) == "machine"
+
+
+def stops_when_asked(config, run_dir, *, stop, **options):
+    """The training of ``fake_training``, asked to stop after its first evaluation."""
+
+    class Observer:
+        def on_evaluation(self, step, metrics, checkpoint):
+            options["observer"].on_evaluation(step, metrics, checkpoint)
+            stop.set()
+
+    return fake_training.train(config, run_dir, **{**options, "observer": Observer()}, stop=stop)
+
+
+def test_a_trial_that_is_asked_to_stop_hands_over_its_present_step(spec, tmp_path):
+    spec = make_spec(spec.config, f"{__name__}:stops_when_asked")
+    channel = Channel(tmp_path / "kept")
+    channel.stop = threading.Event()
+    with pytest.raises(StoppedError, match="Stopped after step 5, as requested") as raised:
+        run_trial(spec, channel)
+    assert channel.errors == [raised.value]
+    assert kind_of(raised.value) == "stopped"
+    assert [(row["status"], row["step"]) for row in channel.rows] == [
+        ("running", 5),
+        ("stopped", 5),
+    ]
 
 
 def refused(config, run_dir, **_):
