@@ -18,7 +18,7 @@ SMALL = {
     "input": "--images 8 --size 64 --batch 2 --workers 0 --times 1",
     "ledger-rerun": "--trials 20 --seeds 2 --times 1",
     "overhead": "--times 1 --steps 1 --threads 1 --no-ray --no-voc",
-    "preemptions": "--number 2 --num-steps 60",
+    "preemptions": "--number 1 --num-steps 40",
     "report-scale": "--trials 2000 --times 1",
     "sequential-seeds": "--studies 2 --case null",
     "step": "--size 48 --batch 2 --times 1 --threads 1",

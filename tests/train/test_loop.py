@@ -315,7 +315,9 @@ def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(
+    ("number", "num_workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGUSR1, 1)]
+)
 def test_the_first_signal_makes_a_checkpoint_and_ends(long_training, tmp_path, number, num_workers):
     """A terminal and a scheduler signal the whole process group, loader processes too."""
     run_dir = tmp_path / "run"
