@@ -39,10 +39,11 @@ The patience ends before Ray's own: Ray ends the process after 60 s, with a mess
 name the cause.
 """
 _STDERR = 2
-UNWINDING_S = 10.0
+UNWINDING_S = 5.0
 """Seconds for this process to end after its head was lost.
 
-All the while the main thread may wait for an answer of the head.
+All the while the main thread may wait for an answer of the head. A new head may answer some seconds
+later, and then Ray ends the process without a word about the cause.
 """
 
 
@@ -306,7 +307,7 @@ class HeadWatch:
         self._on_loss()
         self.is_lost = True
         interrupts.interrupt_main()
-        time.sleep(UNWINDING_S)
+        threading.Event().wait(UNWINDING_S)
         # This thread would have ended with the process. So the main thread still waits for the head
         # or for MLflow.
         if not self._closing.is_set():
