@@ -75,7 +75,7 @@ class Driver:
         clock = {
             "LD_PRELOAD": LIBFAKETIME,
             "FAKETIME_TIMESTAMP_FILE": "/tmp/clock",
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",  # without a cache, each look at the clock reads a file
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         self.process = self.cluster.lab.start(
