@@ -128,7 +128,7 @@ class Team:
         )
         return done.returncode, done.stdout + done.stderr
 
-    def wait_for(self, condition, seconds=600):
+    def wait_for(self, condition, seconds=900):
         """Wait, and look for the password in every command line of this machine meanwhile."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -191,7 +191,6 @@ def files_with_password(team, *folders):
 
 @contextmanager
 def a_team():
-    # Paths of Ray's sockets are short.
     with (
         tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder,
         postgres.Postgres() as database,
@@ -251,12 +250,18 @@ def test_two_studies_at_a_server_that_is_killed_and_started_again(undisturbed, m
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", team.password)
         client = MlflowClient(team.address)
         long, short = team.run(LONG), team.run(SHORT)
-        team.wait_for(lambda: ended(client, 1))
-        assert short.poll() is None
-        assert long.poll() is None
+
+        def both_have_sent():
+            assert short.poll() is None, team.output(SHORT)
+            assert long.poll() is None, team.output(LONG)
+            return ended(client, 1)
+
+        team.wait_for(both_have_sent)
         team.kill_server()
-        # Ray's own files are there while it runs.
-        assert not files_with_password(team, team.place)
+        # Ray's own files are there while it runs; the paths of its sockets must be short.
+        sessions = [*Path("/tmp").glob(f"toco-ray-{short.pid}-*/ray/session_2*")]
+        assert len(sessions) == 1
+        assert not files_with_password(team, team.place, *sessions)
 
         # A study that ends without the server is complete, and says what MLflow lacks.
         team.wait_for(lambda: short.poll() is not None)
