@@ -19,8 +19,9 @@ _PREFIX = "toco-"
 _OWNER = ".owner.json"
 """File of a temporary folder that identifies the process that made it."""
 _SHORT_ROOT = Path("/tmp")  # noqa: S108 - only mkdtemp makes folders there
-_LONGEST_SOCKET_FOLDER = 40
-"""Characters. The path of a socket has at most 107, and Ray needs some 65 of them."""
+_LONGEST_SOCKET_FOLDER = 11
+"""Bytes. The path of a socket has at most 107, and 96 follow ``TMPDIR``: ``toco-ray-PID-RANDOM``
+and Ray's ``ray/session_TIME_PID/sockets/plasma_store.N``, with seven digits of each PID."""
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def make_scratch_folder(name: str, *, for_sockets: bool = False) -> Path:
         OSError: The folder cannot be made.
     """
     root = Path(tempfile.gettempdir())
-    if for_sockets and len(str(root)) > _LONGEST_SOCKET_FOLDER:
+    if for_sockets and len(os.fsencode(root)) > _LONGEST_SOCKET_FOLDER:
         root = _SHORT_ROOT
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-{os.getpid()}-", dir=root))
     try:

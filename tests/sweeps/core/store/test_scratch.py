@@ -1,5 +1,7 @@
 import json
 import os
+import secrets
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -70,6 +72,27 @@ def test_sockets_get_a_short_path(root, monkeypatch, tmp_path_factory):
             assert folder.parent == long
     finally:
         short.rmdir()
+
+
+def test_the_longest_socket_of_ray_fits(monkeypatch):
+    top = Path("/tmp")  # noqa: S108 - a short path is needed
+    monkeypatch.setattr(scratch, "_SHORT_ROOT", top)
+    session = "ray/session_2026-12-01_01-44-01_179782_1234567/sockets/plasma_store.1"
+    for digits, is_used in ((6, True), (7, False)):
+        temporary = top / f"{secrets.randbelow(10**digits):0{digits}}"
+        temporary.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+        try:
+            with scratch_folder("ray", for_sockets=True) as folder:
+                assert (folder.parent == temporary) == is_used
+                path = folder / session
+                path.parent.mkdir(parents=True)
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(str(path))
+                # As long with a process number of seven digits.
+                assert len(str(path)) + 7 - len(str(os.getpid())) <= 107
+        finally:
+            temporary.rmdir()
 
 
 def test_a_process_knows_itself():
