@@ -60,6 +60,7 @@ test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and he
 	TOCO_KILLS=10 $(VENV)/bin/pytest tests/sweeps/test_kill.py --timeout 1800
 
 test-cluster: $(STAMP)  ## tests on several hosts of this machine, and in a Slurm of three nodes: needs root, namespaces and slurm-wlm, an hour
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster-test]'
 	TOCO_CLUSTER_TESTS=1 $(VENV)/bin/pytest tests/cluster_lab --timeout 3600
 
 simulate: $(STAMP)  ## error, power and trainings of sequential studies: 20,000 studies a case, three hours on one core
