@@ -70,7 +70,7 @@ class Lab:
         self.shared.mkdir(parents=True)
         self.prefix = f"t{os.getpid() % 10**5}-"
         self.lan = self.prefix + "lan"
-        self.numbers, self.inits, self.outers = {}, {}, {}
+        self.numbers, self.inits, self.outers, self.started = {}, {}, {}, {}
 
     def __enter__(self):
         sh("ip", "netns", "add", self.lan)
@@ -150,9 +150,11 @@ class Lab:
         """Start a command on a host; its output goes to the file ``log``."""
         line = self.command(name, command, cwd, **environment)
         with Path(log).open("a") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 line, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
+        self.started.setdefault(name, []).append(process)
+        return process
 
     def processes(self, name):
         """The processes of a host but the first: number on this machine, command line."""
@@ -171,6 +173,10 @@ class Lab:
         for pid in chosen:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+        if number == signal.SIGCONT:
+            # nsenter stops with its child, and does not continue with it.
+            for process in self.started.get(name, ()):
+                process.send_signal(number)
         return len(chosen)
 
     def cut(self, name):

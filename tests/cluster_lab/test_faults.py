@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,12 +140,9 @@ def power_off(cluster, driver, rng):
 def suspend(cluster, driver, rng):
     """A host that stands still, as a virtual machine that is moved."""
     name = rng.choice(WORKERS)
-    stopped = [pid for pid, _ in cluster.lab.processes(name)]
-    for number, pause in ((signal.SIGSTOP, rng.uniform(5, 40)), (signal.SIGCONT, 0)):
-        for pid in stopped:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        time.sleep(pause)
+    cluster.lab.signal(name, "", signal.SIGSTOP)
+    time.sleep(rng.uniform(5, 40))
+    cluster.lab.signal(name, "", signal.SIGCONT)
     return name
 
 
