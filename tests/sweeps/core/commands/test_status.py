@@ -76,7 +76,8 @@ def test_the_status_of_a_sequential_study_says_what_its_looks_have_decided(tmp_p
         return capsys.readouterr().out.splitlines()
 
     situation = survey(sequential_study.STUDY, tmp_path)
-    first, *_, missing = status_lines()
+    first, *_, missing, advice = status_lines()
+    assert advice == "No driver runs: run the study, or submit it."
     assert first == "Fake looks: 0 of 15 trials have ended, of those needed so far; at most 23."
     assert missing == "Missing: 15 not begun."
     for place in [(block, seed) for block in (7, 8, 9, 10) for seed in range(3)] + [(9, 5)]:
@@ -103,6 +104,7 @@ def test_the_status_of_a_sequential_study_says_what_its_looks_have_decided(tmp_p
         "  #11: 3 of 4, at most 5",
         "  base again (A/A): 1 of 3, at most 3",
         "Missing: 4 not begun.",
+        "No driver runs: run the study, or submit it.",
     ]
 
 
