@@ -95,4 +95,6 @@ def newest_steps(storage):
 
 
 def leases(storage):
-    return sorted(path.name for path in (Path(storage) / "leases").glob("*.json"))
+    """The leases on trials; a killed driver leaves that of its session, which means nothing."""
+    paths = (Path(storage) / "leases").glob("*.json")
+    return sorted(path.name for path in paths if not path.name.startswith("tune-"))
