@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import reduce
 from pathlib import Path
 
 import click
@@ -120,26 +119,20 @@ def local(
             cluster.shutdown()
 
 
-_NODE_OPTIONS = (
-    click.option(
-        "--ports",
-        default=NODE_PORTS,
-        show_default=True,
-        type=click.IntRange(1024, 65535 - NUM_NODE_PORTS),
-        help=f"First of the {NUM_NODE_PORTS} ports of this node; docs/cluster.md lists them.",
-    ),
-    click.option(
-        "--grace",
-        default=25.0,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Seconds for trainings to store their checkpoints after SIGTERM or SIGUSR1.",
-    ),
+_PORTS = click.option(
+    "--ports",
+    default=NODE_PORTS,
+    show_default=True,
+    type=click.IntRange(1024, 65535 - NUM_NODE_PORTS),
+    help=f"First of the {NUM_NODE_PORTS} ports of this node; docs/cluster.md lists them.",
 )
-
-
-def _node_options(command: Callable[..., None]) -> Callable[..., None]:
-    return reduce(lambda wrapped, option: option(wrapped), reversed(_NODE_OPTIONS), command)
+_GRACE = click.option(
+    "--grace",
+    default=25.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds for trainings to store their checkpoints after SIGTERM or SIGUSR1.",
+)
 
 
 @main.command()
@@ -169,7 +162,8 @@ def _node_options(command: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="Where jobs are submitted, on loopback.",
 )
-@_node_options
+@_PORTS
+@_GRACE
 def head(
     ip: str, cpus: float, gpus: float, port: int, dashboard_port: int, ports: int, grace: float
 ) -> None:
@@ -212,7 +206,8 @@ def head(
 )
 @click.option("--cpus", type=click.FloatRange(0), help="CPUs for trials.  [default: all]")
 @click.option("--gpus", type=click.FloatRange(0), help="GPUs for trials.  [default: all]")
-@_node_options
+@_PORTS
+@_GRACE
 def worker(
     address: str,
     ip: str | None,

@@ -62,12 +62,6 @@ def reinstall_handlers() -> None:
         install_handlers()
 
 
-def check() -> None:
-    """Raise ``KeyboardInterrupt`` again after a signal, in case a library swallowed the first."""
-    if was_received():
-        raise KeyboardInterrupt
-
-
 def was_received() -> bool:
     """Return whether this process has received a signal."""
     return _received_at is not None

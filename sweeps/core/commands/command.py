@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from sweeps.core.commands.same_command import TYPED, same_command
+from sweeps.core.commands.slurm_options import SLURM_OPTIONS, submit_to_slurm
 from sweeps.core.design.seeds import PAPER_SEEDS, Sequential
 from sweeps.core.design.study import Study
 from sweeps.core.findings.exit_status import INCOMPLETE, STOPPED
@@ -21,7 +22,6 @@ from sweeps.core.plan.launch_options import Launch, checked_storage, default_sto
 from toco.command_line import SETTINGS, Commands, run, sentence_of
 from toco.config import parse_assignments
 from toco.files import is_no_room
-from toco.passwords import public_uri
 
 if TYPE_CHECKING:
     # Optuna and the driver take seconds to import; -h needs neither.
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 AnyStudy = TypeVar("AnyStudy", "Study", "SearchStudy")
 RUN = "run"
-_TYPED = "sweeps.arguments"
-_OWN_OPTIONS = ("array", "time", "gres", "partition", "account")
-"""Options of sbatch that ``submit`` has, too."""
 
 
 def integers(
@@ -57,25 +54,6 @@ def assignments(
         return parse_assignments(texts)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def sbatch_options(
-    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
-) -> dict[str, str]:
-    """Read ``name=value`` or ``flag`` given several times; a click callback."""
-    options: dict[str, str] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if re.fullmatch(r"[a-z][a-z0-9-]*", name) is None:
-            raise click.BadParameter(
-                f"expected the long name of an option of sbatch, as in mem=32G; got {text!r}"
-            )
-        if name in _OWN_OPTIONS:
-            raise click.BadParameter(f"{name} has an option of its own: give --{name}.")
-        if name in options:
-            raise click.BadParameter(f"{name} is given twice; give it once.")
-        options[name] = value
-    return options
 
 
 def _changed(
@@ -190,48 +168,8 @@ class VerbGroup(Commands):
             args[0] not in self.commands and args[0] not in SETTINGS["help_option_names"]
         ):
             args = [RUN, *args]
-        ctx.meta[_TYPED] = args[1:]
+        ctx.meta[TYPED] = args[1:]
         return super().parse_args(ctx, args)
-
-
-def _same_command(context: click.Context, verb: str) -> list[str]:
-    """Return the command of ``verb`` for the same study, with the typed options that it has.
-
-    Its addresses have no password.
-    """
-    group = context.parent and context.parent.command
-    assert isinstance(group, click.Group)  # noqa: S101 - verbs belong to a group
-    words = _first_words(str(group.name), verb)
-    typed, _, _ = context.command.make_parser(context).parse_args(list(context.meta[_TYPED]))
-    for option in group.commands[verb].params:
-        value = typed.get(option.name or "")
-        for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str):
-                words += [option.opts[0], public_uri(text)]
-            elif text is True:
-                words.append(option.opts[0])
-    return words
-
-
-def _first_words(study: str, verb: str) -> list[str]:
-    """Return the first words of the command ``verb`` of ``study``.
-
-    The program may be a script, a module, or ``python -m sweeps``.
-    """
-    program, *typed = sys.argv
-    if Path(program).name == "__main__.py":
-        # typed is VERB STUDY ...; a study outside of this project is a module, with a dot.
-        return [
-            "python",
-            "-m",
-            "sweeps",
-            verb,
-            next((word for word in typed[1:2] if "." in word), study),
-        ]
-    spec = sys.modules["__main__"].__spec__
-    if spec is not None and spec.origin == str(Path(program).absolute()):
-        return ["python", "-m", spec.name, verb]
-    return ["python", program, verb]
 
 
 def _command(
@@ -260,7 +198,7 @@ def _command(
         # Verbs that fill MLflow print how to fill it again.
         if _TRACKING in options:
             context = click.get_current_context()
-            values["sync_command"] = shlex.join(_same_command(context, "sync"))
+            values["sync_command"] = shlex.join(same_command(context, "sync"))
         of_launch = {name: values.pop(name) for name in _LAUNCH & values.keys()}
         if "budget_hours" in of_study:
             # It decides also whether the study is sequential.
@@ -300,57 +238,6 @@ def _run_to_the_end(run: Callable[..., int], *asked: Study | SearchStudy | Launc
             raise
         click.echo(f"Error: {sentence_of(error)} The same command goes on from here.", err=True)
         return INCOMPLETE
-
-
-def _submit(
-    study: Study,
-    launch: Launch,
-    *,
-    slurm: bool,
-    array: int,
-    gres: str | None,
-    further: Mapping[str, str],
-    at_once: int | None,
-    cpus: float,
-    gpus: float | None,
-    template: Path | None,
-    print_only: bool,
-    cancel: bool,
-    **named: str | None,
-) -> int:
-    """Submit a study, show the file, or cancel; see ``sweeps.core.commands.submit``."""
-    from sweeps.core.commands import submit
-    from sweeps.core.slurm.script import Resources
-
-    if not slurm:
-        raise click.UsageError("submit needs the scheduler: give --slurm.")
-    if cancel and print_only:
-        raise click.UsageError("--print submits nothing, and --cancel ends jobs: give one of them.")
-    if cancel:
-        return submit.cancel(study, launch)
-    options = submit.SlurmOptions(
-        array,
-        {name: value for name, value in {**named, "gres": gres}.items() if value is not None},
-        further,
-        Resources.of_options(gres, at_once, cpus, gpus),
-        template,
-    )
-    context = click.get_current_context()
-    run, status = (
-        _on_this_machine(_same_command(context, verb), launch) for verb in ("run", "status")
-    )
-    if print_only:
-        return submit.print_script(study, launch, options, run)
-    return submit.submit(study, launch, options, run, status)
-
-
-def _on_this_machine(words: Sequence[str], launch: Launch) -> list[str]:
-    """Complete a command for a job: this interpreter, and the absolute path of the storage."""
-    words = [sys.executable, *words[1:]]
-    if "--storage" in words:
-        at = words.index("--storage")
-        del words[at : at + 2]
-    return [*words, "--storage", str(launch.storage)]
 
 
 def _lazy(path: str) -> Callable[..., int]:
@@ -506,50 +393,6 @@ _LEAVE = click.option(
     "the last one.",
 )
 
-_SLURM = (
-    click.option("--slurm", is_flag=True, help="Submit to Slurm. The only scheduler so far."),
-    click.option(
-        "--array",
-        default=1,
-        show_default=True,
-        type=click.IntRange(1),
-        help="Number of drivers. They share the trials.",
-    ),
-    click.option("--time", help="Time limit of a driver, as in 24:00:00."),
-    click.option("--gres", help="GPUs of a driver, as in gpu:1. Each trial gets one by default."),
-    click.option("--partition", help="Partition."),
-    click.option("--account", help="Account."),
-    click.option(
-        "--sbatch",
-        "further",
-        multiple=True,
-        callback=sbatch_options,
-        help="Any other option of sbatch, as in --sbatch mem=32G --sbatch exclusive.",
-    ),
-    click.option(
-        "--concurrent",
-        "at_once",
-        type=click.IntRange(1),
-        help="Trainings at once in each driver.  [default: one for each GPU of --gres]",
-    ),
-    click.option(
-        "--cpus-per-trial", "cpus", default=1.0, show_default=True, type=click.FloatRange(0)
-    ),
-    click.option(
-        "--gpus-per-trial",
-        "gpus",
-        type=click.FloatRange(0),
-        help="[default: 1 with --gres, else 0]",
-    ),
-    click.option(
-        "--template",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Script to fill.  [default: cluster/slurm/study.sbatch]",
-    ),
-    click.option("--print", "print_only", is_flag=True, help="Show the file and submit nothing."),
-    click.option("--cancel", is_flag=True, help="Cancel what was submitted of this study."),
-)
-
 _WATCH = click.option(
     "--watch",
     is_flag=False,
@@ -598,8 +441,8 @@ def _verbs(
     submit = verb(
         "submit",
         "Queue drivers of the study in Slurm, and leave. They share the trials by the storage.",
-        _submit,
-        (*_SLURM, _MAX_FAILURES, _AHEAD, _UNDERPOWERED, _TRACKING),
+        submit_to_slurm,
+        (*SLURM_OPTIONS, _MAX_FAILURES, _AHEAD, _UNDERPOWERED, _TRACKING),
     )
     return (
         run,

@@ -178,18 +178,15 @@ def _slurm_status(situation: Situation, *, is_run: bool) -> list[str]:
         is_run: Whether a driver runs a trial.
     """
     submissions = Submissions(situation.path).all()
-    lines = []
-    num_queued = 0
-    for submission in submissions:
-        try:
-            tasks = queue.tasks_of(submission.job)
-        except queue.SlurmError as error:
-            return [str(error)]
-        if tasks:
-            num_queued += sum(group.number for group in tasks)
-            described = ", ".join(group.text for group in tasks)
-            lines.append(f"Slurm job {submission.job}, tasks: {described}.")
-    if not num_queued and not is_run:
+    try:
+        queued = queue.tasks_of(submission.job for submission in submissions)
+    except queue.SlurmError as error:
+        return [str(error)]
+    lines = [
+        f"Slurm job {job}, tasks: {', '.join(each.text for each in tasks)}."
+        for job, tasks in queued.items()
+    ]
+    if not lines and not is_run:
         where = "and no submission of this study is in Slurm's queue: submit it again"
         lines.append(
             f"No driver runs{f', {where}.' if submissions else ': run the study, or submit it.'}"

@@ -110,7 +110,7 @@ def cancel(study: Study, launch: Launch) -> int:
         ValueError: Slurm refuses, or this machine has no Slurm.
     """
     submissions = Submissions(survey(study, launch.storage).path).all()
-    queued = [submission.job for submission in submissions if queue.tasks_of(submission.job)]
+    queued = list(queue.tasks_of(submission.job for submission in submissions))
     if not queued:
         click.echo(f"No submission of {study.name} in {launch.storage} is in Slurm's queue.")
         return 0

@@ -32,13 +32,14 @@ from toco.processes import signals_blocked
 
 logger = logging.getLogger(__name__)
 
+_STDERR = 2
+"""File descriptor of standard error."""
 ASK_EVERY_S, PATIENCE_S = 2.0, 20.0
 """Seconds between two questions to the head, and how long it may not answer.
 
 The patience ends before Ray's own: Ray ends the process after 60 s, with a message that does not
 name the cause.
 """
-_STDERR = 2
 UNWINDING_S = 5.0
 """Seconds for this process to end after its head was lost.
 

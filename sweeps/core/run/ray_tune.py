@@ -26,7 +26,7 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.run.failures import LONGEST_TRACE, Attempts, Failure
 from sweeps.core.run.listener import Listener
 from sweeps.core.run.ray_cluster import fits
-from sweeps.core.run.ray_stop import StopRequests, draining_nodes
+from sweeps.core.run.ray_messages import Messages, draining_nodes
 from sweeps.core.run.ray_worker import FAILED, STARTED, trainable
 from sweeps.core.run.roles import TrialQueue
 from sweeps.core.run.worker import Spec
@@ -76,8 +76,8 @@ class RayTune:
     ) -> None:
         """Run the trials of ``queue``; see ``sweeps.core.run.roles.Backend.run``."""
         left_out = session / _LEFT_OUT
-        requests = StopRequests(session.name)
-        experiment = _Experiment(queue, listener, runs, self._launch, left_out, requests)
+        messages = Messages(session.name)
+        experiment = _Experiment(queue, listener, runs, self._launch, left_out, messages)
         token = _EXPERIMENT.set(experiment)
         function = trainable(runs, f"{name}-{session.name}", session.name, left_out)
         try:
@@ -109,7 +109,7 @@ class RayTune:
                 raise
             raise NoRoomError(sentence_of(session.parent, 0, error)) from error
         finally:
-            requests.close()
+            messages.close()
             _EXPERIMENT.reset(token)
 
 
@@ -134,7 +134,7 @@ class _Experiment:
         runs: Runs,
         launch: Launch,
         left_out: Path,
-        requests: StopRequests,
+        messages: Messages,
     ) -> None:
         self.queue = queue
         self.listener = listener
@@ -149,8 +149,8 @@ class _Experiment:
         self._places: dict[str, tuple[str, str]] = {}
         self._failures: dict[str, Failure] = {}
         self._no_room: str | None = None
-        # Requests to stop: of nodes that are about to end, and of this driver at its own end.
-        self._requests = requests
+        # They ask trials to stop: on nodes that are about to end, and everywhere at the own end.
+        self._messages = messages
         self._draining: frozenset[str] = frozenset()
         self._asked_at = float("-inf")
         self._running: Set[str] = frozenset()
@@ -263,7 +263,7 @@ class _Experiment:
             self._asked_at, draining = now, draining_nodes()
             self._look_for_life(keys, now)
         self._draining = draining
-        self._requests.post(draining, everywhere=self._stopping_since is not None)
+        self._messages.ask_to_stop(draining, everywhere=self._stopping_since is not None)
         if self._stopping_since is not None and (
             not keys or now - self._stopping_since > _STOPPING_S
         ):
@@ -273,7 +273,7 @@ class _Experiment:
         """Say which nodes of running trials give no sign of life, and which do so again."""
         hosts = {self._places[key][1]: self._places[key][0] for key in keys if key in self._places}
         for node, host in hosts.items():
-            life = self._requests.life(node)
+            life = self._messages.life(node)
             last_life, since, is_told = self._lives.get(node, (None, now, False))
             if life != last_life:
                 if is_told:

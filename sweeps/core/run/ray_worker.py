@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from sweeps.core.run.failures import LeftOutError, StorageError, failure_of
-from sweeps.core.run.ray_stop import watched
+from sweeps.core.run.ray_messages import watched
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.runs import Runs, newest_step
 from toco import interrupts

@@ -108,24 +108,25 @@ def submit(script: str) -> str:
     return str(numbers[-1])
 
 
-def tasks_of(job: str) -> list[QueuedTasks]:
-    """Return the tasks of a job that are in the queue; none for a job that has ended.
+def tasks_of(jobs: Iterable[str]) -> dict[str, list[QueuedTasks]]:
+    """Return the tasks in the queue, of those of ``jobs`` that are there.
 
     Raises:
         SlurmError: Slurm does not answer, or this machine has no Slurm.
     """
-    command = ["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%t|%r"]
-    try:
-        lines = _call(command, None, "look into the queue").splitlines()
-    except SlurmError as error:
-        if "Invalid job id" in str(error):  # Slurm has forgotten it, some minutes after its end
-            return []
-        raise
-    counts = Counter(tuple(line.strip().split("|", 1)) for line in lines if "|" in line)
-    return [
-        QueuedTasks(number, _STATES.get(state, state), reason if state in ("PD", "RH") else "")
-        for (state, reason), number in sorted(counts.items())
-    ]
+    jobs = tuple(jobs)
+    if not jobs:
+        return {}
+    # All of the user's jobs: the name of a job that has ended long ago would be an error.
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%F|%t|%r"]
+    lines = _call(command, None, "look into the queue").splitlines()
+    counts = Counter(tuple(line.strip().split("|", 2)) for line in lines if line.count("|") >= 2)
+    found: dict[str, list[QueuedTasks]] = {}
+    for (job, state, reason), number in sorted(counts.items()):
+        is_waiting = state in ("PD", "RH")
+        tasks = QueuedTasks(number, _STATES.get(state, state), reason if is_waiting else "")
+        found.setdefault(job, []).append(tasks)
+    return {job: found[job] for job in jobs if job in found}
 
 
 def cancel(jobs: Iterable[str]) -> None:

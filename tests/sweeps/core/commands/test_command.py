@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.core.commands import command
+from sweeps.core.commands import command, same_command
 from sweeps.core.run.failures import HeadLostError
 from toco.room import NoRoomError
 
@@ -72,4 +72,4 @@ def test_sync_is_called_as_the_program_was(monkeypatch, argv, words):
     monkeypatch.setattr(sys, "argv", argv)
     main = SimpleNamespace(__spec__=SimpleNamespace(name="own.study", origin="/a/own/study.py"))
     monkeypatch.setitem(sys.modules, "__main__", main)
-    assert command._first_words("pooling", "sync") == words
+    assert same_command._first_words("pooling", "sync") == words

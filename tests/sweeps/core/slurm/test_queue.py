@@ -63,28 +63,28 @@ def test_a_controller_that_does_not_answer_is_named(slurm, tmp_path, monkeypatch
     program.write_text("#!/bin/bash\nexec /bin/sleep 5\n")
     program.chmod(0o755)
     with pytest.raises(SlurmError, match=r"no answer to squeue in 0.2 s"):
-        queue.tasks_of("41")
+        queue.tasks_of(["41"])
 
 
-def test_tasks_are_counted_by_state_and_reason(slurm):
-    noted = slurm(squeue=("PD|Resources\\nR|None\\nPD|Resources\\nPD|BeginTime\\nR|None\\n", "", 0))
-    tasks = queue.tasks_of("41")
-    assert [(each.number, each.state, each.reason) for each in tasks] == [
+def test_tasks_are_counted_by_job_state_and_reason(slurm):
+    states = ("41|PD|Resources", "41|R|None", "41|PD|Resources", "41|PD|BeginTime", "41|R|None")
+    others = ("52|R|None", "410|PD|Priority")
+    noted = slurm(squeue=("\\n".join((*states, *others)) + "\\n", "", 0))
+    # 17 has left the queue.
+    found = queue.tasks_of(["17", "41", "52"])
+    assert list(found) == ["41", "52"]
+    assert [(each.number, each.state, each.reason) for each in found["41"]] == [
         (1, "pending", "BeginTime"),
         (2, "pending", "Resources"),
         (2, "running", ""),
     ]
-    assert [each.text for each in tasks] == [
+    assert [each.text for each in found["41"]] == [
         "1 pending: Slurm starts a task again only some minutes after a requeue (BeginTime)",
         "2 pending: no node is free that has what a task asks for (Resources)",
         "2 running",
     ]
-    assert noted().startswith("squeue --noheader --array --jobs=41 --format=%t|%r")
-
-
-def test_a_job_that_slurm_has_forgotten_has_no_tasks(slurm):
-    slurm(squeue=("", "slurm_load_jobs error: Invalid job id specified\\n", 1))
-    assert queue.tasks_of("41") == []
+    assert [each.text for each in found["52"]] == ["1 running"]
+    assert noted() == "squeue --me --noheader --array --format=%F|%t|%r\n"
 
 
 def test_jobs_are_cancelled_together(slurm):

@@ -23,15 +23,15 @@ from ray.experimental.internal_kv import (
 )
 
 ASK_EVERY_S = 0.5
-"""Seconds between two questions of a worker, each with a sign of life. Hundreds are no load yet."""
+"""Seconds between two questions of a worker to the head, each with a sign of life."""
 _NAMESPACE = "toco"
 _EVERYWHERE = "*"
 
 logger = logging.getLogger(__name__)
 
 
-class StopRequests:
-    """The requests of one driver.
+class Messages:
+    """The messages between one driver and its workers, on the driver's side.
 
     Args:
         session: Name of the driver's session, unique in the cluster.
@@ -41,7 +41,7 @@ class StopRequests:
         self._session = session
         self._posted: list[str] = []
 
-    def post(self, nodes: Set[str], *, everywhere: bool) -> None:
+    def ask_to_stop(self, nodes: Set[str], *, everywhere: bool) -> None:
         """Ask the trials on ``nodes`` to stop, or those on all nodes.
 
         A node that is not named any more is free again.
@@ -62,7 +62,7 @@ class StopRequests:
             try:
                 _internal_kv_del(self._session, del_by_prefix=True, namespace=_NAMESPACE)
             except (RayError, RuntimeError, OSError) as error:
-                logger.debug("The requests to stop could not be removed: %s", error)
+                logger.debug("The messages to the workers could not be removed: %s", error)
 
 
 def _life_key(session: str, node: str) -> str:
@@ -93,9 +93,8 @@ def watched(session: str, node: str, stop: threading.Event) -> Iterator[None]:
                 continue  # the head is lost or busy; its loss is noticed elsewhere
             if posted is not None and {node, _EVERYWHERE} & set(json.loads(posted)):
                 stop.set()
-                return
 
-    thread = threading.Thread(target=ask, name="stop", daemon=True)
+    thread = threading.Thread(target=ask, name="messages", daemon=True)
     thread.start()
     try:
         yield
