@@ -18,45 +18,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+from ray_hosts import HEAD, WORKERS, Cluster, wait_for
 
 pytestmark = pytest.mark.timeout(5400)
-HEAD, WORKERS = "head", ("w1", "w2")
 NUM_STEPS = 300
 LIBFAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
-
-
-class Cluster:
-    """Head and workers by docs/cluster.md; their commands join again by themselves."""
-
-    def __init__(self, lab, logs):
-        self.lab, self.logs = lab, logs
-        self.address = f"{lab.ip(HEAD)}:6379"
-        self._nodes(HEAD, "head", "--ip", lab.ip(HEAD))
-        token = lab.root(HEAD) / "tmp/home/.ray/auth_token"
-        wait_for(lambda: "is ready" in self.log(HEAD), 90)
-        self.token = token.read_text()
-        for name in WORKERS:
-            self.join(name)
-        wait_for(lambda: all("Joined" in self.log(name) for name in WORKERS), 90)
-
-    def join(self, name):
-        folder = self.lab.root(name) / "tmp/home/.ray"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "auth_token").write_text(self.token)
-        (folder / "auth_token").chmod(0o600)
-        self._nodes(name, "worker", "--head", self.address, "--cpus", "1")
-
-    def _nodes(self, name, *arguments):
-        self.lab.start(
-            name,
-            *("python", "-u", "cluster/ray_nodes.py", *arguments),
-            log=self.logs / f"{name}.log",
-            cwd=tiny.ROOT,
-            **tiny.environment(),
-        )
-
-    def log(self, name):
-        return (self.logs / f"{name}.log").read_text()
 
 
 class Driver:
@@ -161,13 +127,6 @@ def set_clock(cluster, driver, rng):
 
 KILLS = (kill_worker, kill_raylet, kill_head, kill_driver, power_off)
 FAULTS = (*(3 * KILLS), suspend, cut_cable, set_clock)
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
 
 
 def wait_for_progress(driver, beyond, seconds=400):
