@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -507,6 +507,19 @@ class Told:
         return lambda *about: self.told.append((name, *about))
 
 
+class HeadsMessages:
+    """What a driver asks of its workers, and their signs of life."""
+
+    def __init__(self):
+        self.asked, self.lives = [], {}
+
+    def ask_to_stop(self, nodes, *, everywhere):
+        self.asked.append((sorted(nodes), everywhere))
+
+    def life(self, node):
+        return self.lives.get(node)
+
+
 def fake_trial(key):
     fields = {"trial_id": f"id {key}", "error_file": None, "local_path": None, "path": None}
     return SimpleNamespace(config={"trial": {"key": key}}, **fields)
@@ -530,7 +543,7 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     told = Told()
     launch = Launch(tmp_path, max_failures=0)
     experiment = runner._Experiment(
-        None, told, Runs(Ledger(tmp_path)), launch, tmp_path / "left_out"
+        None, told, Runs(Ledger(tmp_path)), launch, tmp_path / "left_out", HeadsMessages()
     )
     one, two, three = map(fake_trial, ("1", "2", "3"))
 
@@ -581,6 +594,98 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     assert len(told.told) == 4
     with pytest.raises(NoRoomError, match=r"/scratch has no room \(on host bb\)"):
         experiment.check()
+
+
+@pytest.fixture
+def watched_experiment(tmp_path, monkeypatch):
+    """Trials 1 and 2 run on the nodes aa and bb; time passes as a test says."""
+    ray_environment.prepare("local")
+    from sweeps.core.run import ray_tune as runner
+
+    nodes = [{"NodeID": node, "Alive": True, "Resources": {"CPU": 1.0}} for node in ("aa", "bb")]
+    state = SimpleNamespace(now_s=0.0, draining=frozenset(), signal=False, told=Told())
+    monkeypatch.setattr(runner.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: state.now_s))
+    monkeypatch.setattr(runner, "draining_nodes", lambda: state.draining)
+    monkeypatch.setattr(runner.interrupts, "was_received", lambda: state.signal)
+    state.messages = HeadsMessages()
+    runs = Runs(Ledger(tmp_path))
+    launch = Launch(tmp_path)
+    state.experiment = runner._Experiment(
+        None, state.told, runs, launch, tmp_path / "left_out", state.messages
+    )
+    for key, node in (("1", "aa"), ("2", "bb")):
+        started = {"status": "started", "host": f"host {node}", "node": node}
+        state.experiment.reported(key, started)
+    return state
+
+
+STOPPED = Failure("stopped", "StoppedError: Stopped after step 7, as requested.", "", "h", "n")
+
+
+def test_trials_of_a_node_that_is_about_to_end_move(watched_experiment):
+    state, experiment = watched_experiment, watched_experiment.experiment
+    experiment.running({"1", "2"})
+    assert state.messages.asked[-1] == ([], False)
+    state.now_s, state.draining = 3.0, frozenset({"aa"})
+    experiment.running({"1", "2"})
+    assert state.messages.asked[-1] == (["aa"], False)
+    one = fake_trial("1")
+    tried(experiment, one, "aa", STOPPED)
+    assert state.told.told[-1] == ("moved", "1", "host aa")
+    # It is no failure, and starts again on another node.
+    assert not experiment.failed
+    selector = experiment.request("1")._bound.arguments["bundle_label_selector"]
+    assert selector == [{"ray.io/node-id": "!in(aa)"}]
+
+
+def test_a_driver_that_is_asked_to_stop_waits_for_its_trials_and_starts_none(watched_experiment):
+    state, experiment = watched_experiment, watched_experiment.experiment
+    experiment.running({"1", "2"})
+    state.signal = True
+    assert experiment.suggest() is None
+    experiment.running({"1", "2"})
+    assert ("stopping", 2) in state.told.told
+    assert state.messages.asked[-1] == ([], True)
+    tried(experiment, fake_trial("1"), "aa", STOPPED)
+    assert experiment.failed == {"id 1"}  # it may not start again here
+    assert not [each for each in state.told.told if each[0] in ("lost", "failed", "moved")]
+    experiment.running({"2"})
+    with pytest.raises(KeyboardInterrupt):
+        experiment.running(set())
+    with pytest.raises(KeyboardInterrupt):
+        experiment.suggest()
+
+
+def test_a_driver_does_not_wait_for_ever_for_a_trial_that_hangs(watched_experiment):
+    state, experiment = watched_experiment, watched_experiment.experiment
+    state.signal = True
+    experiment.running({"1"})
+    state.now_s = 119.0
+    experiment.running({"1"})
+    state.now_s = 121.0
+    with pytest.raises(KeyboardInterrupt):
+        experiment.running({"1"})
+
+
+def test_a_silent_machine_is_named_once_and_so_is_its_answer(watched_experiment):
+    state, experiment = watched_experiment, watched_experiment.experiment
+
+    def pass_time(seconds, *alive):
+        for _ in range(int(seconds / 2.5)):
+            state.now_s += 2.5
+            state.messages.lives |= dict.fromkeys(alive, state.now_s)
+            experiment.running({"1", "2"})
+        said = [text for name, text in (each[:2] for each in state.told.told) if name == "say"]
+        state.told.told.clear()
+        return said
+
+    assert pass_time(10, "aa", "bb") == []
+    assert pass_time(30, "bb") == [
+        "There is no word from host aa for 12 s. If it is lost, its trainings continue on other "
+        "nodes."
+    ]
+    assert pass_time(10, "aa", "bb") == ["host aa answers again."]
 
 
 @pytest.fixture
@@ -756,11 +861,13 @@ def test_a_worker_searches_the_folders_that_its_driver_searches(tmp_path, monkey
 
     monkeypatch.syspath_prepend(str(tmp_path))
     runs = SimpleNamespace(ledger=SimpleNamespace(run_dir=tmp_path.joinpath, storage=tmp_path))
-    train_trial = ray_worker.trainable(runs, "study", tmp_path)
+    train_trial = ray_worker.trainable(runs, "study", "session", tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
     searched = []
     monkeypatch.setattr(ray_worker, "run_trial", lambda *_: searched.extend(sys.path))
     monkeypatch.setattr(ray_worker, "Spec", lambda key: SimpleNamespace(key=key, scratch_bytes=0))
-    monkeypatch.setattr(ray_worker, "_TuneChannel", lambda *_: None)
+    channel = SimpleNamespace(node="aa", stop=threading.Event())
+    monkeypatch.setattr(ray_worker, "_TuneChannel", lambda *_: channel)
+    monkeypatch.setattr(ray_worker, "watched", lambda *_: nullcontext())
     train_trial({"trial": {"key": "k"}})
     assert searched[-1] == str(tmp_path)
