@@ -31,6 +31,11 @@ def submit(cluster, storage, num_steps):
     )
 
 
+def nodes_on(lab, name):
+    """The processes of Ray, and of the command that supervises it, on a host."""
+    return [line for _, line in lab.processes(name) if "ray" in line]
+
+
 def test_a_study_is_a_job_of_the_cluster(cluster, undisturbed):
     storage = cluster.lab.shared / "job"
     job = submit(cluster, storage, SHORT)
@@ -52,13 +57,13 @@ def test_machines_that_announce_their_end_cost_no_step(cluster, undisturbed):
     wait_for(
         lambda: "continues on another node: w1 is about to end" in cluster.log("announced"), 60
     )
-    wait_for(lambda: not lab.processes("w1"), 60)
+    wait_for(lambda: not nodes_on(lab, "w1"), 60)
     cluster.join("w1")
     wait_for(lambda: cluster.log("w1").count("Joined") == 2, 90)
     # The head: the driver of the job stops first.
     lab.signal(HEAD, "ray_nodes.py head", signal.SIGTERM)
     assert job.wait(120) != 0
-    wait_for(lambda: not lab.processes(HEAD), 60)
+    wait_for(lambda: not nodes_on(lab, HEAD), 60)
     log = cluster.log("announced")
     assert re.search(r"Stopping: \d trainings? writes? a checkpoint after the present step", log), (
         log
